@@ -1,0 +1,110 @@
+"""Which training data made this model do that.
+
+Public names are imported when they are first used, so that ``import proponent`` is quick and
+works without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+# Public name -> module. Grouped as the survey groups the methods.
+_EXPORTS: dict[str, str] = {
+    # the answer, the methods, the data
+    "Influence": "proponent.influence",
+    "TopInfluence": "proponent.top",
+    "InfluenceMethod": "proponent.method",
+    "MethodCard": "proponent.card",
+    "methods": "proponent.method",
+    "Instances": "proponent.data",
+    # what is studied
+    "TorchModel": "proponent.models.torch",
+    "Recorder": "proponent.models.recorder",
+    "TrainingRun": "proponent.models.run",
+    "indexed": "proponent.models.recorder",
+    "LightningRecorder": "proponent.models.callbacks",
+    "TransformersRecorder": "proponent.models.callbacks",
+    # section 5.2: dynamic
+    "IdealTracIn": "proponent.dynamic.ideal_tracin",
+    "TracIn": "proponent.dynamic.tracin",
+    "TracInCP": "proponent.dynamic.tracincp",
+    "TracInLast": "proponent.dynamic.tracincp",
+    "TracInRP": "proponent.dynamic.tracinrp",
+    "GAS": "proponent.dynamic.gas",
+    "RenormalizedTracIn": "proponent.dynamic.tracin",
+    "GradientDot": "proponent.dynamic.gradient_similarity",
+    "GradientCosine": "proponent.dynamic.gradient_similarity",
+    "EveryKth": "proponent.dynamic.checkpoints",
+    "LargestRiskChange": "proponent.dynamic.checkpoints",
+}
+
+if TYPE_CHECKING:
+    from proponent.card import MethodCard
+    from proponent.data import Instances
+    from proponent.dynamic.checkpoints import EveryKth, LargestRiskChange
+    from proponent.dynamic.gas import GAS
+    from proponent.dynamic.gradient_similarity import GradientCosine, GradientDot
+    from proponent.dynamic.ideal_tracin import IdealTracIn
+    from proponent.dynamic.tracin import RenormalizedTracIn, TracIn
+    from proponent.dynamic.tracincp import TracInCP, TracInLast
+    from proponent.dynamic.tracinrp import TracInRP
+    from proponent.influence import Influence
+    from proponent.method import InfluenceMethod, methods
+    from proponent.models.callbacks import LightningRecorder, TransformersRecorder
+    from proponent.models.recorder import Recorder, indexed
+    from proponent.models.run import TrainingRun
+    from proponent.models.torch import TorchModel
+    from proponent.top import TopInfluence
+
+__all__ = [
+    "GAS",
+    "EveryKth",
+    "GradientCosine",
+    "GradientDot",
+    "IdealTracIn",
+    "Influence",
+    "InfluenceMethod",
+    "Instances",
+    "LargestRiskChange",
+    "LightningRecorder",
+    "MethodCard",
+    "Recorder",
+    "RenormalizedTracIn",
+    "TopInfluence",
+    "TorchModel",
+    "TracIn",
+    "TracInCP",
+    "TracInLast",
+    "TracInRP",
+    "TrainingRun",
+    "TransformersRecorder",
+    "indexed",
+    "methods",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        from proponent.catalogue import planned
+
+        card = planned(name)
+        hint = f"; {card.title} is planned (see pp.methods())" if card is not None else ""
+        raise AttributeError(f"proponent has no {name!r}{hint}.")
+    try:
+        module = import_module(_EXPORTS[name])
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "safetensors"):
+            raise ModuleNotFoundError(
+                f"proponent.{name} needs torch: pip install 'proponent[torch]'", name=error.name
+            ) from error
+        raise
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -1,0 +1,1 @@
+"""What results are made of: checks, selection, files and views behind ``influence`` and ``top``."""

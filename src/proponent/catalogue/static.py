@@ -1,0 +1,145 @@
+"""Cards of the static, gradient-based methods to come (survey sections 5.1 and 5.3)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from proponent.card import MethodCard
+
+_influence = partial(
+    MethodCard,
+    family="static",
+    needs="a trained torch module with its per-instance risk (pp.TorchModel)",
+    full_complexity="O(np)",
+    incremental_complexity="O(np)",
+    space_complexity="O(n + p)",
+    storage_complexity="0",
+    assumes=("differentiable", "convex", "stationary"),
+)
+_representer = partial(
+    MethodCard,
+    family="static",
+    needs="a trained torch module whose last layer is linear (pp.TorchModel)",
+    full_complexity="O(n)",
+    incremental_complexity="O(n)",
+    space_complexity="O(n + p)",
+    storage_complexity="0",
+    original_sign="the contribution to the pre-activation of the test label, not to its risk",
+)
+
+STATIC: tuple[MethodCard, ...] = (
+    _influence(
+        name="InfluenceFunctions",
+        survey_name="IF",
+        title="Influence Functions",
+        aliases=("infinitesimal jackknife",),
+        section="5.1.1",
+        equations="27-34",
+        paper="Koh and Liang, ICML 2017",
+        needs="a trained torch module with its per-instance risk (pp.TorchModel), or a fitted "
+        "linear model of scikit-learn",
+        estimates_loo=True,
+        group=True,
+        original_sign="the same: the predicted change of the test loss on removal",
+    ),
+    _influence(
+        name="FastIF",
+        survey_name="FastIF",
+        title="Fast Influence Functions",
+        section="5.1.1.3",
+        equations="33, 34",
+        paper="Guo et al., EMNLP 2021",
+        incremental_complexity="O(kp), k neighbours scored",
+        space_complexity="O(nd + p), d features",
+        storage_complexity="O(nd)",
+        estimates_loo=True,
+        original_sign="the opposite: positive was harmful",
+    ),
+    _influence(
+        name="ArnoldiIF",
+        survey_name="Arnoldi IF",
+        title="Arnoldi-Based Influence Functions",
+        section="5.1.1.3",
+        equations="33, 34",
+        paper="Schioppa et al., AAAI 2022",
+        full_complexity="O(rbp + r^2 p + nkp), r iterations, k eigenvectors",
+        incremental_complexity="O(kp + nk)",
+        space_complexity="O(rp)",
+        storage_complexity="O(kp + nk)",
+        estimates_loo=True,
+        group=True,
+        original_sign="the same, without the factor 1/n",
+    ),
+    _influence(
+        name="GroupIF",
+        survey_name="Group IF",
+        title="Group Influence Functions",
+        section="5.1.1.3",
+        equations="35",
+        paper="Koh et al., NeurIPS 2019",
+        estimates_loo=True,
+        group=True,
+    ),
+    _influence(
+        name="SecondOrderGroupIF",
+        survey_name="Second-Order IF",
+        title="Second-Order Group Influence Functions",
+        section="5.1.1.3",
+        paper="Basu, You and Feizi, ICML 2020",
+        incremental_complexity="O(p) a group",
+        estimates_loo=True,
+        group=True,
+    ),
+    # Remark 9 keeps the complexity of influence functions, but eq. (65) solves once for every
+    # training instance: only a factored inverse keeps it.
+    _influence(
+        name="RelatIF",
+        survey_name="RelatIF",
+        title="Relative Influence Functions",
+        section="5.3",
+        equations="65",
+        paper="Barshan, Brunet and Dziugaite, AISTATS 2020",
+        full_complexity="O(n^2 p), or O(np) with a factored inverse",
+    ),
+    _influence(
+        name="RenormalizedIF",
+        survey_name="Renorm. IF",
+        title="Renormalized Influence Functions",
+        section="5.3",
+        equations="68",
+        paper="Hammoudeh and Lowd, CCS 2022",
+    ),
+    # Only the loss has to be differentiable (Table 1's asterisk).
+    _representer(
+        name="RepresenterPoint",
+        survey_name="RP",
+        title="Representer Point",
+        aliases=("RPS-l2", "representer point selection"),
+        section="5.1.2",
+        equations="36-46",
+        paper="Yeh et al., NeurIPS 2018",
+        assumes=("differentiable", "convex", "stationary", "linear"),
+    ),
+    _representer(
+        name="HighDimensionalRepresenter",
+        survey_name="High Dim. Rep.",
+        title="High-Dimensional Representers",
+        section="5.1.2.3",
+        equations="47",
+        paper="Tsai et al., ICML 2023",
+        needs="a linear or matrix-factorisation model fitted with a sparse or low-rank penalty",
+        assumes=("differentiable", "convex", "stationary", "linear"),
+    ),
+    _representer(
+        name="RPSLJE",
+        survey_name="RPS-LJE",
+        title="Representer Point Based on Local Jacobian Expansion",
+        section="5.1.2.3",
+        equations="46",
+        paper="Sui, Wu and Sanner, NeurIPS 2021",
+        full_complexity="O(nq^2 + q^3), q parameters of the last layer",
+        incremental_complexity="O(nq)",
+        space_complexity="O(n + q^2)",
+        assumes=("differentiable", "linear"),
+    ),
+)

@@ -1,0 +1,333 @@
+"""Any training or test set, seen the same way: n instances with ids, read in order.
+
+The library makes its own batches and never shuffles, so a column of an influence matrix can
+never be misaligned with its instance. A set is an ``(X, y)`` pair of arrays, data frames or
+tensors, a dict of them, or a map-style ``torch.utils.data.Dataset``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proponent.exceptions import InvalidInputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Batch = Tensor | tuple[Any, ...] | dict[str, Any]
+
+# Rows whose content enters the fingerprint: enough to tell data sets apart, cheap to read.
+FINGERPRINT_ROWS = 64
+
+
+class Instances:
+    """n instances with ids, in a fixed order.
+
+    Use :meth:`Instances.of`, which takes whatever the user has.
+
+    Parameters
+    ----------
+    source : object
+        Columns (a tuple or dict of arrays with a common first axis) or a map-style data set.
+    ids : array of shape (n,)
+        Unique labels of the instances.
+    collate : callable, optional
+        Turns a list of items of a map-style data set into a batch; the default is
+        ``torch.utils.data.default_collate``.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        ids: NDArray[Any],
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        self._source = source
+        self._columns = isinstance(source, (tuple, dict))
+        self._collate = collate
+        ids.setflags(write=False)
+        self.ids = ids
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        *,
+        ids: Any = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        role: str = "train",
+    ) -> Instances:
+        """See any data set as instances.
+
+        Parameters
+        ----------
+        data : (X, y), dict, Dataset or Instances
+            Arrays, data frames or tensors with a common first axis, as a tuple, list or dict; or
+            a map-style data set with ``__len__`` and ``__getitem__``.
+        ids : array-like of shape (n,), optional
+            Unique labels of the instances; the default is ``0 .. n-1``, or the index of a data
+            frame where it is unique.
+        collate : callable, optional
+            For map-style data sets: turns a list of items into a batch.
+        role : str
+            The argument's name in error messages.
+
+        Raises
+        ------
+        InvalidInputError
+            If the lengths differ, the set is not map-style, or the ids are not n unique labels.
+        """
+        if isinstance(data, Instances):
+            return (
+                data
+                if ids is None
+                else cls(data._source, _ids(ids, len(data), role), data._collate)
+            )
+        if isinstance(data, (list, tuple)) and data and all(_is_column(part) for part in data):
+            columns: Any = tuple(_column(part, role) for part in data)
+            n = _common_length(dict(enumerate(columns)), role)
+        elif isinstance(data, Mapping):
+            columns = {key: _column(part, role) for key, part in data.items()}
+            n = _common_length(columns, role)
+        elif _is_column(data):
+            columns = (_column(data, role),)
+            n = len(columns[0])
+        elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+            n = len(data)
+            chosen = np.arange(n) if ids is None else _ids(ids, n, role)
+            return cls(_MapStyle(data), chosen, collate)
+        else:
+            raise InvalidInputError(
+                f"{role}: expected an (X, y) pair of arrays, data frames or tensors, a dict of "
+                f"them, or a map-style data set with __len__ and __getitem__; got "
+                f"{type(data).__name__}. Iterable-style sets and data loaders hide the order of "
+                f"the instances: pass the data set behind the loader."
+            )
+        chosen = _frame_index(data, n) if ids is None else _ids(ids, n, role)
+        return cls(columns, chosen)
+
+    def __len__(self) -> int:
+        """Return the number of instances."""
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        """Return the number of instances in words."""
+        return f"Instances(n={len(self):,})"
+
+    def batch(self, indices: slice | NDArray[np.integer[Any]]) -> Batch:
+        """Return the instances at ``indices`` as a batch of tensors, in that order.
+
+        Parameters
+        ----------
+        indices : slice or integer array
+            Positions in ``0 .. n-1``.
+
+        Returns
+        -------
+        tuple, dict or Tensor
+            Tensors with the instances on their first axis, or what ``collate`` returns.
+        """
+        if isinstance(self._source, tuple):
+            return tuple(_tensor(column, indices) for column in self._source)
+        if isinstance(self._source, dict):
+            return {key: _tensor(column, indices) for key, column in self._source.items()}
+        from torch.utils.data import default_collate
+
+        positions = range(len(self))[indices] if isinstance(indices, slice) else indices
+        items = [self._source[int(position)] for position in positions]
+        batch = (self._collate or default_collate)(items)
+        if isinstance(batch, list):
+            return tuple(batch)
+        return dict(batch) if isinstance(batch, Mapping) else batch
+
+    def labels(self) -> NDArray[Any] | None:
+        """Return the labels, ``(n, ...)``: the last column, or the one called ``labels`` or ``y``.
+
+        None where the set has no column of labels (a single column, or a map-style data set
+        whose items are not pairs).
+        """
+        if isinstance(self._source, tuple):
+            return _numpy(self._source[-1]) if len(self._source) > 1 else None
+        if isinstance(self._source, dict):
+            for name in ("labels", "label", "y", "target"):
+                if name in self._source:
+                    return _numpy(self._source[name])
+            return None
+        first = self._source[0] if len(self) else None
+        if not isinstance(first, (tuple, list)) or len(first) < 2:
+            return None
+        return np.asarray([_numpy(self._source[position][-1]) for position in range(len(self))])
+
+    def select(self, indices: slice | NDArray[np.integer[Any]]) -> Instances:
+        """Return the instances at ``indices``, with their ids."""
+        positions = np.arange(len(self))[indices]
+        if isinstance(self._source, tuple):
+            return Instances(
+                tuple(_take(column, positions) for column in self._source), self.ids[positions]
+            )
+        if isinstance(self._source, dict):
+            columns = {key: _take(column, positions) for key, column in self._source.items()}
+            return Instances(columns, self.ids[positions])
+        return Instances(_MapStyle(self._source, positions), self.ids[positions], self._collate)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the number of instances and the content of some of them.
+
+        Two sets with the same fingerprint have the same length, and the same content at 64
+        evenly spaced instances.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(str(len(self)).encode())
+        for position in np.unique(
+            np.linspace(0, max(len(self) - 1, 0), FINGERPRINT_ROWS, dtype=int)
+        ):
+            if len(self):
+                _update(digest, self._item(int(position)))
+        return digest.hexdigest()
+
+    def _item(self, position: int) -> Any:
+        if isinstance(self._source, tuple):
+            return tuple(column[position] for column in self._source)
+        if isinstance(self._source, dict):
+            return {key: column[position] for key, column in self._source.items()}
+        return self._source[position]
+
+
+class _MapStyle:
+    """A map-style data set, or chosen positions of it."""
+
+    def __init__(self, data: Any, positions: NDArray[np.integer[Any]] | None = None) -> None:
+        self._data = data
+        self._positions = positions
+
+    def __getitem__(self, position: int) -> Any:
+        return self._data[position if self._positions is None else int(self._positions[position])]
+
+
+def _is_column(part: Any) -> bool:
+    """Whether ``part`` is an array, frame, series, tensor or sparse matrix (not a data set)."""
+    return (hasattr(part, "shape") and hasattr(part, "dtype")) or hasattr(part, "iloc")
+
+
+def _column(part: Any, role: str) -> Any:
+    """Turn one column of the set into an array or tensor with instances on the first axis."""
+    if hasattr(part, "iloc"):
+        part = part.to_numpy()
+    if hasattr(part, "toarray"):
+        part = part.toarray()
+    if not hasattr(part, "shape"):
+        part = np.asarray(part)
+    if len(part.shape) == 0:
+        raise InvalidInputError(
+            f"{role}: a column of the set is a scalar; it needs one entry an instance."
+        )
+    return part
+
+
+def _common_length(columns: Mapping[Any, Any], role: str) -> int:
+    lengths = {key: int(column.shape[0]) for key, column in columns.items()}
+    if not lengths:
+        raise InvalidInputError(f"{role}: the set has no columns.")
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{key}: {length}" for key, length in lengths.items())
+        raise InvalidInputError(
+            f"{role}: the columns have different numbers of instances ({listed}); "
+            f"each needs one row an instance."
+        )
+    return next(iter(lengths.values()))
+
+
+def _ids(ids: Any, n: int, role: str) -> NDArray[Any]:
+    labels = np.array(ids)
+    if labels.shape != (n,):
+        raise InvalidInputError(
+            f"ids: expected {n} labels, one for each instance of {role}; got shape {labels.shape}."
+        )
+    if labels.dtype == object and all(isinstance(label, str) for label in labels):
+        labels = labels.astype(str)
+    if labels.dtype.kind not in "iuU":
+        raise InvalidInputError(f"ids: labels must be integers or strings; got {labels.dtype}.")
+    values, counts = np.unique(labels, return_counts=True)
+    if (counts > 1).any():
+        raise InvalidInputError(
+            f"ids: labels must be unique; {values[counts > 1][0]!r} stands more than once."
+        )
+    return labels
+
+
+def _frame_index(data: Any, n: int) -> NDArray[Any]:
+    """Return the index of the first data frame where it can serve as ids, else ``0 .. n-1``."""
+    parts = (
+        data.values()
+        if isinstance(data, Mapping)
+        else data
+        if isinstance(data, (tuple, list))
+        else [data]
+    )
+    for part in parts:
+        if hasattr(part, "iloc") and part.index.is_unique:
+            index = part.index.to_numpy()
+            if index.dtype == object and all(isinstance(label, str) for label in index):
+                index = index.astype(str)
+            if index.dtype.kind in "iuU":
+                return np.array(index)
+    return np.arange(n)
+
+
+def _take(column: Any, indices: Any) -> Any:
+    if isinstance(column, np.ndarray) or isinstance(indices, slice):
+        return column[indices]
+    import torch
+
+    return column[torch.as_tensor(indices, device=column.device)]
+
+
+def _tensor(column: Any, indices: Any) -> Tensor:
+    import torch
+
+    part = _take(column, indices)
+    if isinstance(part, torch.Tensor):
+        return part
+    if part.dtype.kind not in "biufc":
+        raise InvalidInputError(
+            f"a column of the set has dtype {part.dtype}, which a torch module cannot take; "
+            f"encode it as numbers first."
+        )
+    # A read-only or negatively strided array cannot be shared with a tensor.
+    shareable = part.flags.writeable and all(stride >= 0 for stride in part.strides)
+    return torch.from_numpy(part if shareable else part.copy())
+
+
+def _numpy(column: Any) -> NDArray[Any]:
+    if hasattr(column, "detach"):
+        column = column.detach().cpu().numpy()
+    return np.asarray(column)
+
+
+def _update(digest: Any, item: Any) -> None:
+    """Feed the content of one instance to the hash, whatever it is made of."""
+    if isinstance(item, Mapping):
+        for key in sorted(item, key=str):
+            digest.update(str(key).encode())
+            _update(digest, item[key])
+    elif isinstance(item, Sequence) and not isinstance(item, (str, bytes)):
+        for part in item:
+            _update(digest, part)
+    elif isinstance(item, (str, bytes)):
+        digest.update(item.encode() if isinstance(item, str) else item)
+    else:
+        array = _numpy(item)
+        digest.update(str(array.shape).encode())
+        # Values, not dtypes: float32 images and their float64 copies are the same instances.
+        digest.update(
+            repr(array).encode()
+            if array.dtype == object
+            else np.ascontiguousarray(array, float).tobytes()
+            if array.dtype.kind in "biuf"
+            else array.tobytes()
+        )

@@ -1,0 +1,400 @@
+"""What a method is: fitted once to a model and its training set, asked often.
+
+A method is a subclass of :class:`InfluenceMethod` with a card. It writes ``fit``, ``_query`` and
+``_scores``; everything a user sees around them is here, so that all methods answer alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proponent import _method_checks as checks
+from proponent.card import MethodCard
+from proponent.data import Instances
+from proponent.exceptions import InvalidInputError, MethodCapabilityError, NotFittedError
+from proponent.influence import Influence
+from proponent.parameters import Parameterised, as_json
+from proponent.registry import methods, register, registered
+from proponent.top import TopAccumulator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from proponent.top import TopInfluence
+
+__all__ = ["InfluenceMethod", "MethodCard", "methods"]
+
+BLOCK_SCORES = 2**22  # scores held at once while streaming: 32 MB in float64
+
+
+class InfluenceMethod(Parameterised, ABC):
+    """Base of every method.
+
+    A class with its own ``card`` enters the registry under the card's name; one without is a
+    helper for others. ``__init__`` names every hyperparameter, past the obvious first as
+    keyword only, stores each under its own name, and does nothing else.
+
+    A subclass implements
+
+    - ``fit(model, train, *, ids=None)``: sets ``train_`` (an :class:`Instances`) and what a
+      query needs, and returns ``self``;
+    - ``_query(instances)``: what is computed once for a test set, as any object;
+    - ``_scores(query, rows)``: the scores of the training instances at positions ``rows``,
+      a float array ``(n_test, len(rows))``;
+
+    and where it has something better than the default
+
+    - ``_joint_query(instances)``: the query whose only row of ``_scores`` is the sum over the
+      test set, or whatever its own ``_joint_scores(query, rows)`` turns into ``(len(rows),)``;
+    - ``_self_scores(rows)``: memorization, ``(len(rows),)``;
+    - ``_std_errors(query, rows)``: standard errors of ``_scores``, in its shape;
+    - ``_block_rows(n_test)``: how many training instances to score at once while streaming;
+    - ``_diagnostics(query)``: what the method noticed, as JSON knows it; the query is None for
+      memorization;
+    - ``_is_fitted()``; ``_is_additive()``: whether a group's influence is its members' sum.
+
+    Attributes
+    ----------
+    card : MethodCard
+        What the method is.
+    marks_unscored : bool
+        Whether NaN among its scores means "not scored", instead of an error.
+    train_ : Instances
+        The training set, once fitted.
+    """
+
+    card: ClassVar[MethodCard]
+    marks_unscored: ClassVar[bool] = False
+    train_: Instances
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Enter a class with its own card in the registry."""
+        super().__init_subclass__(**kwargs)
+        if "card" in cls.__dict__:
+            register(cls)
+
+    # What a user asks
+
+    @abstractmethod
+    def fit(self, model: Any, train: Any, *, ids: Any = None) -> Self:
+        """Pay the upfront cost for a model and its training set.
+
+        Parameters
+        ----------
+        model : object
+            What the card of the method says that it needs.
+        train : (X, y), dict, Dataset or Instances
+            The training set, in the order of the training record where there is one.
+        ids : array-like of shape (n,), optional
+            Unique labels of the training instances.
+        """
+
+    @overload
+    def influence(
+        self,
+        test: Any,
+        *,
+        ids: Any = None,
+        top_k: None = None,
+        joint: bool = False,
+        shard: tuple[int, int] | None = None,
+    ) -> Influence: ...
+
+    @overload
+    def influence(
+        self,
+        test: Any,
+        *,
+        ids: Any = None,
+        top_k: int,
+        joint: Literal[False] = False,
+        shard: tuple[int, int] | None = None,
+    ) -> TopInfluence: ...
+
+    def influence(
+        self,
+        test: Any,
+        *,
+        ids: Any = None,
+        top_k: int | None = None,
+        joint: bool = False,
+        shard: tuple[int, int] | None = None,
+    ) -> Influence | TopInfluence:
+        """Return the influence of every training instance on every test instance.
+
+        Parameters
+        ----------
+        test : (X, y), dict, Dataset or Instances
+            The test set.
+        ids : array-like of shape (n_test,), optional
+            Unique labels of the test instances.
+        top_k : int, optional
+            Keep only the k strongest proponents and opponents of each test instance, in
+            ``O(n_test * k)`` memory and one block of scores.
+        joint : bool
+            The influence on the whole test set: the sum over its instances, eq. (3).
+        shard : (int, int), optional
+            ``(i, of)`` scores only the i-th of ``of`` slices of the training set, from 0. The
+            slices are contiguous: joined in order they give the full result.
+
+        Returns
+        -------
+        Influence
+            Scores ``(n_test, n_train)``, or ``(n_train,)`` where ``joint``; positive means that
+            the training instance lowers the test risk.
+        TopInfluence
+            Where ``top_k`` is given.
+
+        Raises
+        ------
+        NotFittedError
+            If ``fit`` has not been called.
+        InvalidInputError
+            If a set is empty, or an argument is out of range.
+        NonFiniteError
+            If a score is not finite; the message names the instances.
+        """
+        rows = self._rows(shard)
+        k = checks.check_request(top_k, joint, len(self.train_))
+        instances = Instances.of(test, ids=ids, role="test")
+        if not len(instances):
+            raise InvalidInputError("test: the set is empty; pass at least one test instance.")
+        if joint:
+            return self._joint(instances, rows)
+        query = self._query(instances)
+        if k is not None:
+            # A slice smaller than k keeps all it has: joined, the slices still give the k best.
+            return self._strongest(query, instances, rows, min(k, len(rows)))
+        values = self._checked_scores(query, instances, rows)
+        errors = self._std_errors(query, rows)
+        return self._answer(values, rows, instances.ids, errors, self._diagnostics(query))
+
+    def memorization(self, *, shard: tuple[int, int] | None = None) -> Influence:
+        """Return the influence of each training instance on itself, eq. (4).
+
+        Parameters
+        ----------
+        shard : (int, int), optional
+            As in :meth:`influence`.
+
+        Returns
+        -------
+        Influence
+            Scores ``(n_train,)``.
+
+        Raises
+        ------
+        MethodCapabilityError
+            If the method has none short of the full matrix.
+        NotFittedError
+            If ``fit`` has not been called.
+        NonFiniteError
+            If a score is not finite.
+        """
+        rows = self._rows(shard)
+        shape = (len(rows),)
+        values = checks.check_scores(self._self_scores(rows), shape, self.card.name, "_self_scores")
+        self._check_finite(values, rows, None)
+        return self._answer(values, rows, None, None, self._diagnostics(None))
+
+    def group_influence(
+        self, groups: Mapping[Any, Any] | Any, test: Any, *, ids: Any = None
+    ) -> Influence:
+        """Return the influence of groups of training instances on every test instance.
+
+        Parameters
+        ----------
+        groups : mapping or array-like
+            As :meth:`Influence.group` takes them.
+        test, ids
+            As in :meth:`influence`.
+
+        Returns
+        -------
+        Influence
+            Scores ``(n_test, n_groups)``.
+
+        Raises
+        ------
+        MethodCapabilityError
+            If the influence of a group is not the sum of its members' by this method, and it
+            has no other way.
+        """
+        if not self._is_additive():
+            raise self._lacks("group influence", "group_influence")
+        return self.influence(test, ids=ids).group(groups)
+
+    def cooks_distance(self) -> Influence:
+        """Return the change of the parameters that each training instance makes, eq. (5).
+
+        Raises
+        ------
+        MethodCapabilityError
+            If the method has none.
+        """
+        raise self._lacks("Cook's distance", "cooks_distance")
+
+    def expected(self, repeats: int) -> Influence:
+        """Return the influence in expectation over ``repeats`` seeds of the training.
+
+        Raises
+        ------
+        MethodCapabilityError
+            If the method has none.
+        """
+        raise self._lacks("expected influence", "expected")
+
+    # What a subclass writes
+
+    def _is_fitted(self) -> bool:
+        return hasattr(self, "train_")
+
+    def _is_additive(self) -> bool:
+        return self.card.group
+
+    @abstractmethod
+    def _query(self, instances: Instances) -> Any:
+        """Compute what all scores of a test set share."""
+
+    @abstractmethod
+    def _scores(self, query: Any, rows: range) -> NDArray[np.floating[Any]]:
+        """Score the training instances at ``rows``: ``(n_test, len(rows))``."""
+
+    def _joint_query(self, instances: Instances) -> Any:
+        return self._query(instances)
+
+    def _joint_scores(self, query: Any, rows: range) -> NDArray[np.floating[Any]]:
+        return np.asarray(self._scores(query, rows).sum(axis=0, dtype=np.float64))
+
+    def _self_scores(self, rows: range) -> NDArray[np.floating[Any]]:
+        raise self._lacks("memorization", "_self_scores")
+
+    def _std_errors(self, query: Any, rows: range) -> NDArray[np.floating[Any]] | None:
+        return None
+
+    def _block_rows(self, n_test: int) -> int:
+        return max(1, BLOCK_SCORES // n_test)
+
+    def _diagnostics(self, query: Any) -> dict[str, Any]:
+        return {}
+
+    # The frame
+
+    def _rows(self, shard: tuple[int, int] | None) -> range:
+        """Return the positions to score, of a method that is fitted to a set that has some."""
+        if not self._is_fitted():
+            raise NotFittedError(
+                f"{self.card.name} is not fitted; call fit(model, train) first. "
+                f"It needs {self.card.needs}."
+            )
+        if not len(self.train_):
+            raise InvalidInputError("train: the set is empty; fit to at least one instance.")
+        return checks.shard_rows(len(self.train_), shard)
+
+    def _ids(self, rows: range) -> NDArray[Any]:
+        return self.train_.ids[rows.start : rows.stop]
+
+    def _blocks(self, rows: range, n_test: int) -> Iterator[range]:
+        size = self._block_rows(n_test)
+        return (rows[start : start + size] for start in range(0, len(rows), size))
+
+    def _checked_scores(
+        self, query: Any, instances: Instances, rows: range
+    ) -> NDArray[np.floating[Any]]:
+        shape = (len(instances), len(rows))
+        values = checks.check_scores(self._scores(query, rows), shape, self.card.name, "_scores")
+        self._check_finite(values, rows, instances.ids)
+        return values
+
+    def _check_finite(
+        self, values: NDArray[np.floating[Any]], rows: range, test_ids: NDArray[Any] | None
+    ) -> None:
+        unscored = self.marks_unscored
+        checks.check_finite(values, self._ids(rows), test_ids, self.card.name, unscored=unscored)
+
+    def _joint(self, instances: Instances, rows: range) -> Influence:
+        query, n_test = self._joint_query(instances), len(instances)
+        kind = type(self)
+        errors: NDArray[np.floating[Any]] | None = None
+        if (
+            kind._joint_query is InfluenceMethod._joint_query
+            and kind._joint_scores is InfluenceMethod._joint_scores
+        ):
+            # These hold the scores of every test instance, so they go block by block.
+            values, errors = self._joint_by_block(query, instances, rows)
+        else:
+            # A subclass's own holds a single row, and may pay for each call.
+            values = self._joint_scores(query, rows)
+            checks.check_scores(values, (len(rows),), self.card.name, "_joint_scores")
+        self._check_finite(values, rows, None)
+        asked = {"joint": {"reduction": "sum", "n_test": n_test}}
+        return self._answer(values, rows, None, errors, self._diagnostics(query) | asked)
+
+    def _joint_by_block(
+        self, query: Any, instances: Instances, rows: range
+    ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]] | None]:
+        """Return the sums over the tests of the scores and, as a bound, of their errors."""
+        sums: list[NDArray[np.floating[Any]]] = []
+        bounds: list[NDArray[np.floating[Any]]] = []
+        for block in self._blocks(rows, len(instances)):
+            scores = self._checked_scores(query, instances, block)
+            sums.append(scores.sum(axis=0, dtype=np.float64))
+            errors = self._std_errors(query, block)
+            if errors is not None:
+                bounds.append(errors.sum(axis=0, dtype=np.float64))
+        return np.concatenate(sums), np.concatenate(bounds) if bounds else None
+
+    def _strongest(self, query: Any, instances: Instances, rows: range, k: int) -> TopInfluence:
+        strongest = TopAccumulator(len(instances), k)
+        for block in self._blocks(rows, len(instances)):
+            positions = np.arange(block.start, block.stop) - rows.start
+            strongest.add(positions, self._checked_scores(query, instances, block))
+        return strongest.result(
+            train_ids=self._ids(rows),
+            test_ids=instances.ids,
+            method=self.card.name,
+            settings=self._settings(),
+            diagnostics=self._diagnostics(query),
+        )
+
+    def _answer(
+        self,
+        values: NDArray[np.floating[Any]],
+        rows: range,
+        test_ids: NDArray[Any] | None,
+        errors: NDArray[np.floating[Any]] | None,
+        diagnostics: dict[str, Any],
+    ) -> Influence:
+        values.setflags(write=False)  # handed over, so that no copy is made
+        return Influence(
+            values,
+            train_ids=self._ids(rows),
+            test_ids=test_ids,
+            method=self.card.name,
+            settings=self._settings(),
+            std_error=errors,
+            diagnostics=diagnostics,
+            additive=self._is_additive(),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: as_json(value) for name, value in self.get_params(deep=False).items()}
+
+    def _wrong_kind(self, model: object) -> InvalidInputError:
+        """Return the error, to be raised, for a model of another kind than the method needs."""
+        return checks.wrong_kind(self.card, model)
+
+    def _lacks(self, what: str, attribute: str) -> MethodCapabilityError:
+        """Return the error for something this method does not have, naming those that do."""
+        others = [
+            name
+            for name, method in sorted(registered().items())
+            if getattr(method, attribute) is not getattr(InfluenceMethod, attribute)
+            or (attribute == "group_influence" and method.card.group)
+        ]
+        return checks.lacks(self.card, what, others)
