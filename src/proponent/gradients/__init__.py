@@ -1,0 +1,1 @@
+"""Per-instance gradients without forming them: capture, products, projections."""

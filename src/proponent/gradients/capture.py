@@ -1,0 +1,217 @@
+"""Per-instance gradients of a batch in factored form, from one forward and one backward pass.
+
+The forward pass is watched for the calls that use the chosen parameters; the backward pass goes
+only as far as those calls' outputs, so that no weight gradient is ever computed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from proponent.data import Instances
+from proponent.exceptions import InvalidInputError
+from proponent.gradients.coverage import Coverage, check_instances_apart, uncovered_by_value
+from proponent.gradients.fallback import vectorised_gradients
+from proponent.gradients.forms import Dense, Form, summed
+from proponent.gradients.plan import Plan, PlanMismatchError, Step, make_plan
+from proponent.gradients.rules import RULES, Layout
+from proponent.gradients.tap import Event, Key, Tap
+from proponent.models.torch import TorchModel, check_finite
+
+PROBE_INSTANCES = 3
+
+
+class GradientCapture:
+    """Captures the per-instance gradients of a model.
+
+    Before first use the model is tried on a few instances: their gradients are compared,
+    parameter by parameter, with those of one backward pass an instance. What is not right is
+    left to automatic differentiation, so that every chosen parameter is counted exactly once.
+
+    Parameters
+    ----------
+    model : TorchModel
+        The module, its risk and the chosen parameters.
+    instances : Instances
+        Where the few instances are taken from.
+    dtype : torch.dtype, optional
+        Type in which gradients are held; the default is the module's, at least float32.
+
+    Raises
+    ------
+    InvalidInputError
+        If the set is empty, or the risk of an instance depends on the other instances of its
+        batch.
+    """
+
+    def __init__(
+        self, model: TorchModel, instances: Instances, dtype: torch.dtype | None = None
+    ) -> None:
+        if not len(instances):
+            raise InvalidInputError("train: the set is empty; influence needs instances.")
+        self.model = model
+        self.dtype = dtype or torch.promote_types(model.dtype, torch.float32)
+        n = PROBE_INSTANCES
+        rows = np.arange(n) % len(instances)
+        probe = model.prepare(instances.batch(rows))
+        fewer = model.prepare(instances.batch(rows[:-1]))
+        with model.evaluating():
+            check_instances_apart(model, probe, n)
+            self._plan = make_plan(model, probe, fewer, n)
+            try:
+                captured, refused = self._captured(probe, instances.ids[rows])
+            except PlanMismatchError:
+                self._plan, captured, refused = Plan({}, ()), {}, frozenset()
+            wrong = refused | uncovered_by_value(model, self._plan.covered, captured, probe, n)
+            if wrong:
+                self._plan = make_plan(model, probe, fewer, n, without=wrong)
+        covered = tuple(self._plan.covered)
+        left = tuple(name for name in model.selected if name not in self._plan.covered)
+        self.coverage = Coverage(captured=covered, differentiated=left)
+
+    def __call__(self, batch: Any, ids: Any) -> dict[str, Form]:
+        """Return the per-instance gradients of a prepared batch, by parameter.
+
+        To be called within ``model.evaluating()``. Parameters that the risk of no instance
+        depends on are left out: their gradients are zero.
+
+        Raises
+        ------
+        NonFiniteError
+            If a risk is not finite; the message names the instances by ``ids``.
+        """
+        try:
+            forms, refused = self._captured(batch, ids)
+        except PlanMismatchError:
+            forms, refused = {}, frozenset(self.model.selected)
+        left = {
+            name: parameter
+            for name, parameter in self.model.selected.items()
+            if name in refused or name not in self._plan.covered
+        }
+        if left:
+            gradients = vectorised_gradients(self.model, left, batch, len(ids))
+            forms |= {name: Dense(value.to(self.dtype)) for name, value in gradients.items()}
+        return forms
+
+    def _captured(self, batch: Any, ids: Any) -> tuple[dict[str, Form], frozenset[str]]:
+        """Return the forms of the covered parameters, and the names that a rule refused."""
+        tap = self._plan.tap()
+        with tap:
+            risk = self.model.batch_risk(batch, len(ids))
+        check_finite(risk.detach(), ids, "risk")
+        if len(tap.events) != len(self._plan.steps):
+            raise PlanMismatchError
+        return _Assembly(self._plan, tap, len(ids), self.dtype).gradients(risk)
+
+
+class _Assembly:
+    """Puts the gradients of one watched forward pass together."""
+
+    def __init__(self, plan: Plan, tap: Tap, n: int, dtype: torch.dtype) -> None:
+        self._plan = plan
+        self._tap = tap
+        self._n = n
+        self._dtype = dtype
+        self._forms: dict[Key, list[Form]] = defaultdict(list)
+        self._refused: set[str] = set()
+
+    def gradients(self, risk: Tensor) -> tuple[dict[str, Form], frozenset[str]]:
+        pairs = list(zip(self._plan.steps, self._tap.events, strict=True))
+        met = [(step, event) for step, event in pairs if not step.derived]
+        if met and risk.requires_grad:
+            output_gradients = torch.autograd.grad(
+                risk.sum(), [event.edges[0] for _, event in met], allow_unused=True
+            )
+            for (step, event), gradient in zip(met, output_gradients, strict=True):
+                if gradient is not None:
+                    self._meet(step, event, gradient)
+        for index in reversed(range(len(pairs))):
+            if pairs[index][0].derived:
+                self._pull_back(index, pairs[index][1])
+        forms = {
+            name: summed(self._forms[name])
+            for name in self._plan.covered
+            if self._forms[name] and name not in self._refused
+        }
+        return forms, frozenset(self._refused)
+
+    def _meet(self, step: Step, event: Event, gradient: Tensor) -> None:
+        """Add the gradients of the followed arguments of a call that met the data."""
+        rule = RULES[event.function]
+        arguments = rule.bind(event.args, event.kwargs)
+        wanted = self._wanted(arguments)
+        if step.output is None:
+            raise PlanMismatchError
+        shape = event.shapes[0]
+        for name, value in arguments.items():
+            if not isinstance(value, Tensor) or name in wanted:
+                continue
+            value = value.detach()
+            if rule.layout is Layout.BROADCAST:
+                value = step.output.first(value.expand(shape), self._n)
+            elif name == rule.data and step.data is not None:
+                value = step.data.first(value, self._n)
+            arguments[name] = self._held(value)
+        gradient = step.output.first(self._held(gradient), self._n)
+        for name, key in wanted.items():
+            form = rule.gradient(arguments, gradient, name)
+            if form is None:
+                self._refused |= self._roots(key)
+            else:
+                self._forms[key].append(form)
+
+    def _pull_back(self, index: int, event: Event) -> None:
+        """Pass the gradients of a derived tensor on to the parameters it was made from."""
+        for position, output in enumerate(event.outputs):
+            forms = self._forms.pop((index, position), None)
+            if forms is None:
+                continue
+            gradient = summed(forms).materialise()
+            if event.function is functional.embedding:
+                rule = RULES[event.function]
+                arguments = rule.bind(event.args, event.kwargs)
+                indices = arguments["input"]
+                arguments["input"] = indices.expand(self._n, *indices.shape)
+                for name, key in self._wanted(arguments).items():
+                    form = rule.gradient(arguments, gradient, name)
+                    if form is None:
+                        self._refused |= self._roots(key)
+                    else:
+                        self._forms[key].append(form)
+                continue
+            names = sorted(self._roots((index, position)))
+            rows = torch.autograd.grad(
+                output,
+                [self._plan.covered[name] for name in names],
+                gradient.to(output.dtype),
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+            for name, row in zip(names, rows, strict=True):
+                if row is not None:
+                    self._forms[name].append(Dense(self._held(row)))
+
+    def _wanted(self, arguments: dict[str, Any]) -> dict[str, Key]:
+        keys = {name: self._tap.key(value) for name, value in arguments.items()}
+        return {name: key for name, key in keys.items() if key is not None}
+
+    def _roots(self, key: Key) -> frozenset[str]:
+        """Return the parameters that a followed tensor was made from."""
+        if isinstance(key, str):
+            return frozenset([key])
+        event = self._tap.events[key[0]]
+        followed = (self._tap.key(value) for value in event.values())
+        return frozenset().union(
+            *(self._roots(source) for source in followed if source is not None)
+        )
+
+    def _held(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,166 @@
+"""Random projections of per-instance gradients to k dimensions.
+
+``E <R g, R g'> = <g, g'>``. A projection is fixed by its seed and the parameters' names, whatever
+the batches and the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from proponent.exceptions import InvalidInputError
+from proponent.gradients.forms import Form
+from proponent.gradients.products import Gradients, Products, Query
+
+Kind = Literal["gaussian", "rademacher", "kronecker"]
+BLOCK_ENTRIES = 2**22  # entries of the dense projection that are drawn at once: 16 MB
+
+
+@dataclass
+class Projection:
+    r"""A random projection of gradients to k dimensions.
+
+    Parameters
+    ----------
+    k : int
+        Number of dimensions.
+    kind : "gaussian", "rademacher" or "kronecker"
+        ``gaussian``: entries from N(0, 1/k), and
+        :math:`Var\langle Rg, Rg'\rangle = (\|g\|^2\|g'\|^2 + \langle g, g'\rangle^2)/k`.
+        ``rademacher``: entries :math:`\pm 1/\sqrt{k}`; the variance is smaller by
+        :math:`2\sum_j g_j^2 g_j'^2/k`. ``kronecker``: a matrix parameter is projected on both
+        sides, :math:`P_o G P_i^T`, by Gaussian factors, straight from the factors of its
+        gradient, at about twice the variance; other parameters as ``gaussian``.
+    seed : int or str
+        Fixes the projection.
+    memory : int
+        Bytes of random numbers that are kept for the next batch instead of being drawn again.
+    """
+
+    k: int
+    kind: Kind = "gaussian"
+    seed: int | str = 0
+    memory: int = 256 * 2**20
+    _kept: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse unknown settings."""
+        if self.k < 1:
+            raise InvalidInputError(f"the number of dimensions must be at least 1; got {self.k}.")
+        if self.kind not in get_args(Kind):
+            raise InvalidInputError(
+                f"projection={self.kind!r}: expected one of {', '.join(get_args(Kind))}."
+            )
+        self._room = self.memory
+
+    def __call__(
+        self, gradients: Gradients, n: int, scales: Mapping[str, float] | None = None
+    ) -> Tensor:
+        """Return the projected gradients, ``(n, k)``.
+
+        Parameters
+        ----------
+        gradients : mapping
+            Of n instances, by parameter.
+        n : int
+            Number of instances.
+        scales : mapping, optional
+            A factor for each parameter's gradients; 1 where none is named.
+        """
+        total: Tensor | None = None
+        for name, form in gradients.items():
+            scale = (scales or {}).get(name, 1.0)
+            if scale == 0.0:
+                continue
+            part = self._project(name, form) * scale
+            total = part if total is None else total.add_(part)
+        return torch.zeros(n, self.k) if total is None else total
+
+    def _project(self, name: str, form: Form) -> Tensor:
+        tokens = form.tokens() if self.kind == "kronecker" else None
+        if tokens is None or len(form.shape) < 2:
+            return self._dense(name, form)
+        k_left, k_right = factor(self.k)
+        total = form.like.new_zeros(form.n, k_left, k_right)
+        for token in tokens:
+            right = token.right @ self._normal(name, 1, token.right.shape[2], k_right, form.like)
+            if token.one_hot:
+                rows = form.shape[0]
+                left = self._normal(name, 0, rows, k_left, form.like)[token.left]
+            else:
+                left = token.left @ self._normal(name, 0, token.left.shape[2], k_left, form.like)
+            total += left.mT @ right
+        return total.flatten(1)
+
+    def _dense(self, name: str, form: Form) -> Tensor:
+        rows = max(1, BLOCK_ENTRIES // self.k)
+        projected = []
+        for instances in Products(memory=self.memory).blocks(form):
+            flat = instances.materialise().flatten(1)
+            parts = [
+                part @ self._normal(name, block, part.shape[1], self.k, form.like)
+                for block, part in enumerate(torch.split(flat, rows, 1))
+            ]
+            projected.append(torch.stack(parts).sum(0))
+        return torch.cat(projected)
+
+    def _normal(self, name: str, block: int, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Return a block of the projection, (rows, columns), scaled by 1/sqrt(columns)."""
+        key = (name, block, columns)
+        matrix = self._kept.get(key)
+        if matrix is None:
+            text = f"{self.seed}/{self.kind}/{name}/{block}".encode()
+            seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
+            generator = torch.Generator().manual_seed(seed)
+            if self.kind == "rademacher":
+                signs = torch.randint(0, 2, (rows, columns), generator=generator, dtype=torch.int8)
+                matrix = signs.to(like.dtype).mul_(2).sub_(1)
+            else:
+                matrix = torch.randn(rows, columns, generator=generator).to(like.dtype)
+            matrix = matrix.div_(math.sqrt(columns)).to(like.device)
+            size = matrix.numel() * matrix.element_size()
+            if size <= self._room:
+                self._room -= size
+                self._kept[key] = matrix
+        return matrix
+
+
+@dataclass
+class ProjectedQuery(Query):
+    """Projected gradients of m test instances, ready to meet training gradients.
+
+    Parameters
+    ----------
+    vectors : Tensor of shape (m, k)
+        The projected test gradients, scaled.
+    projection : Projection
+        Projects the training gradients.
+    """
+
+    vectors: Tensor
+    projection: Projection
+
+    @override
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @override
+    def meet(
+        self, train: Gradients, n: int, *, norms: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        projected = self.projection(train, n)
+        return projected @ self.vectors.T, projected.square().sum(1) if norms else None
+
+
+def factor(k: int) -> tuple[int, int]:
+    """Return the two factors of k that are closest to its square root, smaller first."""
+    smaller = next(size for size in range(math.isqrt(k), 0, -1) if k % size == 0)
+    return smaller, k // smaller

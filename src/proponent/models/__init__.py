@@ -1,0 +1,1 @@
+"""What is studied: torch modules and recorded runs."""
