@@ -1,0 +1,53 @@
+"""GAS: directions of gradients at checkpoints, not their lengths (survey section 5.3)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from proponent.card import MethodCard
+from proponent.dynamic.along_run import AlongRun
+
+
+def _cost(*, n: int, n_test: int, checkpoints: int = 1, **_: Any) -> float:
+    return float(checkpoints * (n + n_test))
+
+
+class GAS(AlongRun):
+    """Gradient aggregated similarity: cosines of gradients at checkpoints.
+
+    ``I(z_i, z_te) = sum_c eta_c <g_i, g_te> / (||g_i|| ||g_te||)``: every instance counts by the
+    direction of its gradient, so that the few with large gradients do not drown the others.
+    ``|I| <= sum_c eta_c``, which is the influence of an instance on itself.
+
+    **Source** Hammoudeh and Lowd, CCS 2022; survey eq. (67).
+
+    **Differs from the paper in** nothing. The released code weights by the learning rate over the
+    batch size (``scale_by_batch=True``) and adds weight decay to the gradients, which the
+    formula does not; it floors squared norms at 1e-8 where they are 0. Here a zero gradient has
+    similarity 0 with everything. With several parameter groups the inner product is weighted by
+    the learning rates, the norms are not.
+
+    Scores are ``(n_test, n_train)``, in units of the learning rate.
+
+    **Cost** As :class:`TracInCP`, and the norms.
+    """
+
+    normalise_train = normalise_test = True
+    card: ClassVar[MethodCard] = MethodCard(
+        name="GAS",
+        survey_name="GAS",
+        title="Gradient Aggregated Similarity",
+        family="dynamic",
+        section="5.3",
+        equations="67",
+        paper="Hammoudeh and Lowd, CCS 2022",
+        needs="a recorded training run (pp.Recorder)",
+        full_complexity="O(npK), K checkpoints",
+        incremental_complexity="O(npK), K checkpoints",
+        space_complexity="O(n + p)",
+        storage_complexity="O(pK), K checkpoints",
+        assumes=("differentiable", "optimizer"),
+        generative=True,
+        original_sign="the same",
+        cost=_cost,
+    )
