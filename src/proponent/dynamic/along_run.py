@@ -37,7 +37,7 @@ class AlongRun(GradientSimilarity):
         checkpoints: Any = "all",
         scale_by_batch: bool = False,
         parameters: ParameterChoice | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         products: Way = "auto",
         memory: int = MEMORY,
         dtype: str | None = None,

@@ -129,8 +129,9 @@ class GradientSimilarity(InfluenceMethod):
     parameters : str, module or list, optional
         Which parameters' gradients are compared, as :class:`TorchModel` takes them; None, the
         default, takes those of the model or run that the method is fitted to.
-    batch_size : int
-        Instances in a forward-backward pass. It does not change the numbers.
+    batch_size : int, optional
+        Instances in a forward-backward pass; None, the default, chooses by what the gradients of
+        an instance take. It does not change the numbers.
     products : "auto", "pair" or "materialise"
         How inner products are taken; ``auto`` chooses for each layer by a cost rule.
     memory : int
@@ -149,7 +150,7 @@ class GradientSimilarity(InfluenceMethod):
         self,
         *,
         parameters: ParameterChoice | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         products: Way = "auto",
         memory: int = MEMORY,
         dtype: str | None = None,
@@ -174,10 +175,9 @@ class GradientSimilarity(InfluenceMethod):
         self, model: TorchModel, train: Any, ids: Any, first: PathPoint | None = None
     ) -> None:
         """Check the settings, and prove on a few instances that all gradients are counted."""
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise InvalidInputError(
-                f"batch_size must be a positive integer; got {self.batch_size!r}."
-            )
+        size = self.batch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise InvalidInputError(f"batch_size must be a positive integer or None; got {size!r}.")
         if self.dtype not in (None, "float32", "float64"):
             raise InvalidInputError(
                 f"dtype must be 'float32', 'float64' or None; got {self.dtype!r}."
@@ -191,6 +191,7 @@ class GradientSimilarity(InfluenceMethod):
             if first is not None:
                 stack.enter_context(first.enter())
             self._capture = GradientCapture(model, instances, held)
+        self._batch_size = size or self._capture.batch_size
         self.model_ = model
         self.train_ = instances
 
@@ -245,7 +246,7 @@ class GradientSimilarity(InfluenceMethod):
         """Go along the path; at each point through its training instances in batches."""
         with progress(points, description=self.card.name, enabled=self.progress) as bar:
             for point in bar:
-                cut = point.batches(rows, self.batch_size)
+                cut = point.batches(rows, self._batch_size)
                 if cut:
                     with point.enter(), self.model_.evaluating():
                         yield point, self._captured(self.train_, cut)
@@ -263,7 +264,7 @@ class GradientSimilarity(InfluenceMethod):
     def _test_side(self, query: TestSet, point: PathPoint) -> tuple[Query, Tensor | None]:
         """Return the test gradients at the current point and, if asked for, their norms."""
         n = len(query.instances)
-        cut = batches(n, self.batch_size)
+        cut = batches(n, self._batch_size)
         parts = [gradients for _, gradients in self._captured(query.instances, cut)]
         test = GradientQuery(parts, [len(batch) for batch in cut], self._products, point.scales)
         norms = test.norms() if self.normalise_test else None

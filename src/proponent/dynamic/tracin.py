@@ -72,7 +72,7 @@ class TracIn(AlongRun):
         self,
         *,
         parameters: ParameterChoice | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         products: Way = "auto",
         memory: int = MEMORY,
         dtype: str | None = None,

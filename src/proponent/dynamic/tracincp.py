@@ -114,7 +114,7 @@ class TracInLast(AlongRun):
         *,
         checkpoints: Any = "all",
         scale_by_batch: bool = False,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         products: Way = "auto",
         memory: int = MEMORY,
         dtype: str | None = None,

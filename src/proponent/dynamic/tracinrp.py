@@ -86,7 +86,7 @@ class TracInRP(AlongRun):
         checkpoints: Any = "all",
         scale_by_batch: bool = False,
         parameters: ParameterChoice | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         products: Way = "auto",
         memory: int = MEMORY,
         dtype: str | None = None,
@@ -142,7 +142,8 @@ class TracInRP(AlongRun):
     ) -> Tensor:
         """Return the projected gradients of a set at the current point, ``(n, k)``."""
         rows = []
-        for batch, gradients in self._captured(instances, batches(len(instances), self.batch_size)):
+        cut = batches(len(instances), self._batch_size)
+        for batch, gradients in self._captured(instances, cut):
             rows.append(projection(gradients, len(batch), scales))
             check_finite(rows[-1], instances.ids[batch.positions], "gradient")
         return torch.cat(rows)

@@ -16,7 +16,12 @@ from torch.nn import functional
 
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
-from proponent.gradients.coverage import Coverage, check_instances_apart, uncovered_by_value
+from proponent.gradients.coverage import (
+    Coverage,
+    check_instances_apart,
+    check_last_layer,
+    uncovered_by_value,
+)
 from proponent.gradients.fallback import vectorised_gradients
 from proponent.gradients.forms import Dense, Form, summed
 from proponent.gradients.plan import Plan, PlanMismatchError, Step, make_plan
@@ -25,6 +30,11 @@ from proponent.gradients.tap import Event, Key, Tap
 from proponent.models.torch import TorchModel, check_finite
 
 PROBE_INSTANCES = 3
+
+# What the gradients of a batch are to take, and bounds of its size, where a size is chosen here:
+# large batches spare overhead until they leave the caches.
+BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+BATCH_SIZES = (16, 512)
 
 
 class GradientCapture:
@@ -63,6 +73,8 @@ class GradientCapture:
         fewer = model.prepare(instances.batch(rows[:-1]))
         with model.evaluating():
             check_instances_apart(model, probe, n)
+            if model.parameters == "last":
+                check_last_layer(model, probe, n)
             self._plan = make_plan(model, probe, fewer, n)
             try:
                 captured, refused = self._captured(probe, instances.ids[rows])
@@ -71,9 +83,18 @@ class GradientCapture:
             wrong = refused | uncovered_by_value(model, self._plan.covered, captured, probe, n)
             if wrong:
                 self._plan = make_plan(model, probe, fewer, n, without=wrong)
+        held_bytes = sum(form.nbytes for form in captured.values()) // n
+        self._bytes = held_bytes + 4 * sum(model.selected[name].numel() for name in wrong)
         covered = tuple(self._plan.covered)
         left = tuple(name for name in model.selected if name not in self._plan.covered)
         self.coverage = Coverage(captured=covered, differentiated=left)
+
+    @property
+    def batch_size(self) -> int:
+        """A batch size for which the gradients fit the caches."""
+        room = BATCH_BYTES.get(self.model.device.type, BATCH_BYTES["cpu"])
+        smallest, largest = BATCH_SIZES
+        return max(smallest, min(largest, room // max(1, self._bytes)))
 
     def __call__(self, batch: Any, ids: Any) -> dict[str, Form]:
         """Return the per-instance gradients of a prepared batch, by parameter.

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from proponent.exceptions import InvalidInputError
-from proponent.gradients.fallback import instance_of, separate_gradients
+from proponent.gradients.fallback import instance_gradients, instance_of
 from proponent.gradients.forms import Form
 from proponent.models.torch import TorchModel
 
@@ -65,6 +67,48 @@ def check_instances_apart(model: TorchModel, batch: Any, n: int) -> None:
         )
 
 
+def check_last_layer(model: TorchModel, batch: Any, n: int) -> None:
+    """Refuse ``parameters="last"`` where the linear layer registered last does not run last.
+
+    Raises
+    ------
+    InvalidInputError
+        If another linear layer runs after it, or it does not run.
+    """
+    names = {
+        id(layer.weight): name
+        for name, layer in model.module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    watch = _LinearCalls()
+    with watch, torch.no_grad():
+        model.batch_risk(batch, n)
+    ran = [names[identity] for identity in watch.weights if identity in names]
+    chosen = next(name.rpartition(".")[0] for name in model.selected)
+    if not ran or ran[-1] != chosen:
+        runs = f"{ran[-1]!r} runs last" if ran else "none was seen to run"
+        raise InvalidInputError(
+            f"parameters='last' takes {chosen!r}, the linear layer that was registered last, but "
+            f"{runs}. Name the parameters of the layer, such as parameters='fc.*'."
+        )
+
+
+class _LinearCalls(TorchFunctionMode):
+    """Notes the weights of the linear calls in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[int] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Make the call, and note it if it is a linear one."""
+        if function is functional.linear:
+            self.weights.append(id(args[1] if len(args) > 1 else (kwargs or {})["weight"]))
+        return function(*args, **(kwargs or {}))
+
+
 def uncovered_by_value(
     model: TorchModel,
     parameters: Mapping[str, Tensor],
@@ -78,30 +122,20 @@ def uncovered_by_value(
     the difference is rounding, compared with itself or, where it cancels, with the whole
     gradient of the instance.
     """
-    if not parameters:
-        return frozenset()
-    expected = separate_gradients(model, parameters, batch, n)
-    whole = torch.stack([value.flatten(1).square().sum(1) for value in expected.values()]).sum(0)
-    return frozenset(
-        name
-        for name, value in expected.items()
-        if not _agrees(
-            captured[name].materialise() if name in captured else torch.zeros_like(value),
-            value,
-            whole.sqrt(),
-            tolerance(model),
-        )
-    )
+    relative, wrong = tolerance(model), set()
+    for i in range(n) if parameters else ():
+        expected = instance_gradients(model, parameters, instance_of(batch, i, n))
+        norms = {name: gradient.norm() for name, gradient in expected.items()}
+        whole = torch.stack(list(norms.values())).norm()
+        for name, gradient in expected.items():
+            form = captured.get(name)
+            found = 0.0 if form is None else form[i : i + 1].materialise()[0].to(gradient.dtype)
+            if (gradient - found).norm() > 10 * relative * norms[name] + relative * whole:
+                wrong.add(name)
+    return frozenset(wrong)
 
 
 def tolerance(model: TorchModel) -> float:
     """Return the relative difference that rounding can explain in the model's precision."""
     coarsest = max(TOLERANCE.get(p.dtype, 1e-4) for p in model.selected.values())
     return max(coarsest, TOLERANCE[torch.bfloat16] if torch.is_autocast_enabled() else 0.0)
-
-
-def _agrees(found: Tensor, expected: Tensor, whole: Tensor, relative: float) -> bool:
-    expected = expected.to(found.dtype)
-    difference = (found - expected).flatten(1).norm(dim=1)
-    own = expected.flatten(1).norm(dim=1)
-    return bool((difference <= 10 * relative * own + relative * whole.to(found.dtype)).all())

@@ -48,13 +48,21 @@ def separate_gradients(
         for name, tensor in parameters.items()
     }
     for i in range(n):
-        risk = model.batch_risk(instance_of(batch, i, n), 1)
-        rows = torch.autograd.grad(
-            risk.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True
-        )
-        for row, target in zip(rows, gradients.values(), strict=True):
-            target[i] = row
+        rows = instance_gradients(model, parameters, instance_of(batch, i, n))
+        for name, row in rows.items():
+            gradients[name][i] = row
     return gradients
+
+
+def instance_gradients(
+    model: TorchModel, parameters: Mapping[str, Tensor], single: Any
+) -> dict[str, Tensor]:
+    """Return the gradient of ``parameters`` for a batch of one instance by a backward pass."""
+    risk = model.batch_risk(single, 1)
+    gradients = torch.autograd.grad(
+        risk.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(parameters, gradients, strict=True))
 
 
 def instance_of(batch: Any, i: int, n: int) -> Any:

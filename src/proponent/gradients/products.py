@@ -144,8 +144,13 @@ class ParameterwiseQuery(Query):
                 products.append(product if scale == 1.0 else product.mul_(scale))
             if square is not None:
                 squares.append(square)
-        total = _total(products) if products else torch.zeros(n, len(self))
-        return total, (_total(squares) if squares else torch.zeros(n)) if norms else None
+        total = _total(products) if products else self.like.new_zeros(n, len(self))
+        return total, (_total(squares) if squares else self.like.new_zeros(n)) if norms else None
+
+    @property
+    @abstractmethod
+    def like(self) -> Tensor:
+        """A tensor of the vectors' dtype and device."""
 
     @abstractmethod
     def _meet(self, name: str, form: Form, norms: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -175,15 +180,21 @@ class GradientQuery(ParameterwiseQuery):
 
     def __post_init__(self) -> None:
         """Begin with nothing kept."""
-        self._kept: dict[tuple[str, int, int], Tensor] = {}
+        self._kept: dict[tuple[str, int, int, bool], Tensor] = {}
         self._room = self.products.memory // 2
 
     @override
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    @property
+    @override
+    def like(self) -> Tensor:
+        forms = (form for part in self.parts for form in part.values())
+        return next((form.like for form in forms), torch.empty(0))
+
     def norms(self) -> Tensor:
-        """Return ``||g_j||``, (m,), over the parameters whose scale is not 0."""
+        """Return ``||g_j||, (m,), over the parameters whose scale is not 0."""
         counted = {name: 0.0 for name, scale in self.scales.items() if scale == 0.0}
         pairs = zip(self.parts, self.sizes, strict=True)
         return torch.cat(
@@ -191,6 +202,10 @@ class GradientQuery(ParameterwiseQuery):
         ).sqrt()
 
     def _meet(self, name: str, form: Form, norms: bool) -> tuple[Tensor, Tensor | None]:
+        only = self.parts[0].get(name) if len(self.parts) == 1 else None
+        if only is not None and self.products.pairs(form, only.n, only.positions):
+            square = self.products.squared_norms(form) if norms else None
+            return self.products.inner_by_pairs(form, only), square
         result = form.like.new_zeros(form.n, len(self))
         materialised: list[tuple[slice, int]] = []
         start = 0
@@ -205,27 +220,39 @@ class GradientQuery(ParameterwiseQuery):
                 materialised.append((columns, index))
         if not materialised:
             return result, self.products.squared_norms(form) if norms else None
+        if form.contract_cost(len(self)) < form.materialise_cost + len(self) * form.numel:
+            # Few enough vectors to be met by the factors: no training gradient is formed.
+            for columns, index in materialised:
+                column = columns.start
+                for others in self._gradients(name, index, transposed=False):
+                    end = column + len(others)
+                    result[:, column:end] = form.contract(others.view(-1, *form.shape))
+                    column = end
+            return result, self.products.squared_norms(form) if norms else None
         squares, row = [], 0
         for block in self.products.blocks(form):
             gradients = block.materialise().flatten(1)
             for columns, index in materialised:
                 column = columns.start
-                for gradients_te in self._gradients(name, index):
-                    result[row : row + block.n, column : column + len(gradients_te)] = (
-                        gradients @ gradients_te.T
-                    )
-                    column += len(gradients_te)
+                for others in self._gradients(name, index, transposed=True):
+                    end = column + others.shape[1]
+                    result[row : row + block.n, column:end] = gradients @ others
+                    column = end
             squares.append(_squares(gradients) if norms else gradients.new_empty(0))
             row += block.n
         return result, torch.cat(squares) if norms else None
 
-    def _gradients(self, name: str, index: int) -> Iterator[Tensor]:
-        """Go through one part's materialised gradients, (m, entries), kept while there is room."""
+    def _gradients(self, name: str, index: int, *, transposed: bool) -> Iterator[Tensor]:
+        """Go through one part's materialised gradients, kept while there is room.
+
+        They are (m, entries) or, as a matrix product reads them faster, transposed.
+        """
         for block_index, block in enumerate(self.products.blocks(self.parts[index][name])):
-            key = (name, index, block_index)
+            key = (name, index, block_index, transposed)
             gradients = self._kept.get(key)
             if gradients is None:
                 gradients = block.materialise().flatten(1)
+                gradients = gradients.T.contiguous() if transposed else gradients
                 size = gradients.numel() * gradients.element_size()
                 if size <= self._room:
                     self._room -= size
@@ -251,6 +278,11 @@ class VectorQuery(ParameterwiseQuery):
     products: Products
     scales: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    @override
+    def like(self) -> Tensor:
+        return next(iter(self.vectors.values()), torch.empty(0))
+
     @override
     def __len__(self) -> int:
         return max((len(vector) for vector in self.vectors.values()), default=0)
@@ -274,7 +306,8 @@ def weighted_sum(query: GradientQuery, weights: Tensor) -> VectorQuery:
 
 
 def _squares(gradients: Tensor) -> Tensor:
-    return torch.einsum("np,np->n", gradients, gradients)
+    norms: Tensor = torch.linalg.vector_norm(gradients, dim=1)
+    return norms.square()
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

@@ -51,7 +51,7 @@ class Rule:
 def _linear(arguments: Arguments, gradient: Tensor, name: str) -> Form | None:
     left = _positions(gradient)
     if name == "bias":
-        return Dense(left.sum(1))
+        return Dense(_over_positions(left))
     if name == "weight":
         return Outer(left, _positions(arguments["input"]), arguments["weight"].shape)
     return None
@@ -63,7 +63,7 @@ def _addmm(arguments: Arguments, gradient: Tensor, name: str) -> Form | None:
     if name == "mat2":
         return Outer(_positions(arguments["mat1"]), _positions(gradient), arguments["mat2"].shape)
     if name == "input" and arguments["input"].ndim == 1:
-        return Dense(_positions(gradient).sum(1))
+        return Dense(_over_positions(_positions(gradient)))
     return None
 
 
@@ -204,6 +204,10 @@ RULES: dict[Callable[..., Any], Rule] = {
 def _positions(tensor: Tensor) -> Tensor:
     """View (n, ..., d) as (n, positions, d)."""
     return tensor.flatten(1, -2) if tensor.ndim > 2 else tensor.unsqueeze(1)
+
+
+def _over_positions(tensor: Tensor) -> Tensor:
+    return tensor.sum(1) if tensor.shape[1] > 1 else tensor[:, 0]
 
 
 def _reduced(gradient: Tensor, shape: Sequence[int]) -> Tensor:

@@ -47,26 +47,28 @@ def checked_optimizer(optimizer: Any) -> Optimizer:
 
 def positions(indices: Any, n_train: int | None) -> NDArray[np.int64]:
     """Return the positions of a batch in the training set, ``(batch,)``, in order."""
-    values = indices.detach().cpu().numpy() if isinstance(indices, torch.Tensor) else indices
-    array = np.asarray(values)
+    array = indices.numpy(force=True) if isinstance(indices, torch.Tensor) else np.asarray(indices)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
         raise InvalidInputError(
             f"indices: expected the positions of the batch in the training set, a non-empty list "
             f"of integers; got {array.dtype} of shape {array.shape}."
         )
-    lowest, highest = int(array.min()), int(array.max())
+    listed = array.tolist()  # quicker than numpy for what a batch has
+    lowest, highest = min(listed), max(listed)
     if lowest < 0:
         raise InvalidInputError(f"indices: positions count from 0; got {lowest}.")
     if n_train is not None and highest >= n_train:
         raise InvalidInputError(
             f"indices: {highest} is out of range; the training set has {n_train:,} instances."
         )
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def divisors(divisor: Any, batch_size: int) -> float | list[float]:
     """Return what the risks of a batch are divided by: a number, or one an instance."""
-    values = np.asarray(batch_size if divisor is None else divisor)
+    if divisor is None:
+        return float(batch_size)
+    values = np.asarray(divisor)
     if values.dtype.kind not in "iuf" or values.shape not in ((), (batch_size,)):
         raise InvalidInputError(
             f"divisor: expected a number, or one for each of the {batch_size} instances; got "

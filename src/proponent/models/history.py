@@ -192,7 +192,7 @@ def read_checkpoint(
     RunError
         If a file is missing or has the wrong size.
     """
-    folder = path / journal.CHECKPOINTS
+    folder = path.absolute() / journal.CHECKPOINTS
     sidecar = folder / f"{journal.checkpoint_name(step)}.json"
     tensors, moments = journal.read_sidecar(sidecar, step)
     divisor = None if taken is None else float(len(taken.indices) / taken.weights.sum())

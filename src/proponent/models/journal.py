@@ -60,6 +60,8 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 @dataclass(frozen=True)
 class StoredFile:
@@ -111,7 +113,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded = _encode(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     return _write(path, [len(encoded).to_bytes(8, "little"), encoded, *contents])
 
@@ -235,7 +237,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def encode_line(entry: Mapping[str, Any]) -> bytes:
     """Return one line of the journal."""
-    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    return _encode(entry).encode() + b"\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

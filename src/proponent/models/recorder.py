@@ -140,6 +140,7 @@ class Recorder:
         elif test is not None:
             raise InvalidInputError("test: give loss= or risk= too; its risks are measured.")
         self._names = parameter_names(self._module)
+        self._parameters = list(self._module.parameters())
         if not any(group.parameters for group in parameter_groups(self._optimizer, self._names)):
             raise InvalidInputError(
                 "optimizer: it holds no parameter of the module; give the one that trains it."
@@ -186,7 +187,7 @@ class Recorder:
         self._layout = describe_module(self._module)
         self._groups = parameter_groups(self._optimizer, self._names)
         self._versions = self._parameter_versions()
-        writer = RunWriter(self.path, overwrite=self._overwrite)
+        writer = RunWriter(self.path.absolute(), overwrite=self._overwrite)
         try:
             self._measure(writer, first=True)
             writer.write_header(self._header())
@@ -334,7 +335,8 @@ class Recorder:
         self._measure(writer)
         writer.append(entry)
         self._taken += 1
-        self._groups = read_groups(entry, self._groups)
+        if "groups" in entry or "settings" in entry:
+            self._groups = read_groups(entry, self._groups)
 
     def _measure(self, writer: RunWriter, *, first: bool = False) -> None:
         """Append the risk of every test instance at the current parameters."""
@@ -343,9 +345,9 @@ class Recorder:
         risks = []
         with fixed_randomness(), self._model.evaluating(), torch.no_grad():
             for start in range(0, len(self._test), TEST_BATCH_SIZE):
-                positions = range(len(self._test))[start : start + TEST_BATCH_SIZE]
-                batch = self._test.batch(slice(positions.start, positions.stop))
-                risk = self._model.batch_risk(self._model.prepare(batch), len(positions))
+                rows = range(len(self._test))[start : start + TEST_BATCH_SIZE]
+                batch = self._model.prepare(self._test.batch(slice(rows.start, rows.stop)))
+                risk = self._model.batch_risk(batch, len(rows))
                 risks.append(risk.to(device="cpu", dtype=torch.float64).numpy())
         writer.append_risks(np.concatenate(risks), first=first)
 
@@ -366,7 +368,7 @@ class Recorder:
 
     def _parameter_versions(self) -> tuple[int, ...]:
         """Return counters that move whenever a parameter is written to."""
-        return tuple(parameter._version for parameter in self._module.parameters())
+        return tuple(parameter._version for parameter in self._parameters)
 
     def _header(self) -> dict[str, Any]:
         every = self._schedule.every
