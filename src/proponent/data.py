@@ -88,7 +88,8 @@ class Instances:
                 if ids is None
                 else cls(data._source, _ids(ids, len(data), role), data._collate)
             )
-        if isinstance(data, (list, tuple)) and data and all(_is_column(part) for part in data):
+        pair = isinstance(data, list) and len(data) == 2 and all(map(_is_column, data))
+        if pair or (isinstance(data, tuple) and data):
             columns: Any = tuple(_column(part, role) for part in data)
             n = _common_length(dict(enumerate(columns)), role)
         elif isinstance(data, Mapping):
@@ -183,14 +184,13 @@ class Instances:
         """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(str(len(self)).encode())
-        for position in np.unique(
-            np.linspace(0, max(len(self) - 1, 0), FINGERPRINT_ROWS, dtype=int)
-        ):
-            if len(self):
-                _update(digest, self._item(int(position)))
+        rows = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_ROWS, dtype=int))
+        for position in rows if len(self) else ():
+            _update(digest, self.item(int(position)))
         return digest.hexdigest()
 
-    def _item(self, position: int) -> Any:
+    def item(self, position: int) -> Any:
+        """Return one instance as the set holds it: its entry in each column, or its item."""
         if isinstance(self._source, tuple):
             return tuple(column[position] for column in self._source)
         if isinstance(self._source, dict):
@@ -284,7 +284,7 @@ def _take(column: Any, indices: Any) -> Any:
         return column[indices]
     import torch
 
-    return column[torch.as_tensor(indices, device=column.device)]
+    return column[torch.tensor(indices, device=column.device)]
 
 
 def _tensor(column: Any, indices: Any) -> Tensor:
@@ -305,7 +305,9 @@ def _tensor(column: Any, indices: Any) -> Tensor:
 
 def _numpy(column: Any) -> NDArray[Any]:
     if hasattr(column, "detach"):
-        column = column.detach().cpu().numpy()
+        column = column.detach().cpu()
+        half = column.is_floating_point() and column.itemsize < 4
+        column = (column.float() if half else column).numpy()  # numpy has no bfloat16
     return np.asarray(column)
 
 
@@ -323,11 +325,9 @@ def _update(digest: Any, item: Any) -> None:
     else:
         array = _numpy(item)
         digest.update(str(array.shape).encode())
-        # Values, not dtypes: float32 images and their float64 copies are the same instances.
-        digest.update(
-            repr(array).encode()
-            if array.dtype == object
-            else np.ascontiguousarray(array, float).tobytes()
-            if array.dtype.kind in "biuf"
-            else array.tobytes()
-        )
+        if array.dtype.kind in "biuf":
+            # Rounded: float32 images and their float64 originals are the same instances.
+            array = np.ascontiguousarray(array, np.float32)
+        # The content of an object is not known; its address must not count.
+        content = str(type(item)).encode() if array.dtype == object else array.tobytes()
+        digest.update(content)

@@ -54,6 +54,10 @@ class Form(ABC):
     def materialise(self) -> Tensor:
         """Return the gradients themselves, ``(n, *shape)``."""
 
+    def flat(self) -> Tensor:
+        """Return the gradients themselves as rows, ``(n, numel)``."""
+        return self.materialise().reshape(self.n, self.numel)
+
     @abstractmethod
     def scaled(self, weights: Tensor) -> Form:
         """Return the gradients times one weight an instance, ``weights`` (n,)."""
@@ -79,11 +83,11 @@ class Form(ABC):
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Return ``sum_i weights_ki G_i``, ``(k, *shape)``, for weights (k, n)."""
-        return (weights @ self.materialise().flatten(1)).view(len(weights), *self.shape)
+        return (weights @ self.flat()).view(len(weights), *self.shape)
 
     def contract(self, vectors: Tensor) -> Tensor:
         """Return ``<G_i, vectors_k>``, (n, k), for vectors ``(k, *shape)``."""
-        return self.materialise().flatten(1) @ vectors.flatten(1).T
+        return self.flat() @ vectors.reshape(len(vectors), -1).T
 
     def contract_cost(self, k: int) -> float:
         """Multiply-adds that ``contract`` with k vectors needs for one instance."""

@@ -69,7 +69,7 @@ class Plan:
         return Tap(self.covered, lambda index, event: self._step(index, event).derived)
 
     def _step(self, index: int, event: Event) -> Step:
-        if index >= len(self.steps) or self.steps[index].function is not event.function:
+        if index >= len(self.steps) or self.steps[index].function != event.function:
             raise PlanMismatchError
         return self.steps[index]
 

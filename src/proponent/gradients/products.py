@@ -80,7 +80,7 @@ class Products:
         if self.pairs(form, 1, form.positions):
             tokens = form.tokens() or []
             return _total([a.dot_rowwise(b) for a in tokens for b in tokens])
-        return torch.cat([_squares(g.materialise().flatten(1)) for g in self.blocks(form)])
+        return torch.cat([_squares(g.flat()) for g in self.blocks(form)])
 
     def blocks(self, form: Form, entries: int | None = None) -> Iterator[Form]:
         """Cut the instances into blocks for which ``entries`` an instance fit the memory."""
@@ -231,7 +231,7 @@ class GradientQuery(ParameterwiseQuery):
             return result, self.products.squared_norms(form) if norms else None
         squares, row = [], 0
         for block in self.products.blocks(form):
-            gradients = block.materialise().flatten(1)
+            gradients = block.flat()
             for columns, index in materialised:
                 column = columns.start
                 for others in self._gradients(name, index, transposed=True):
@@ -251,7 +251,7 @@ class GradientQuery(ParameterwiseQuery):
             key = (name, index, block_index, transposed)
             gradients = self._kept.get(key)
             if gradients is None:
-                gradients = block.materialise().flatten(1)
+                gradients = block.flat()
                 gradients = gradients.T.contiguous() if transposed else gradients
                 size = gradients.numel() * gradients.element_size()
                 if size <= self._room:

@@ -104,7 +104,7 @@ class Projection:
         rows = max(1, BLOCK_ENTRIES // self.k)
         projected = []
         for instances in Products(memory=self.memory).blocks(form):
-            flat = instances.materialise().flatten(1)
+            flat = instances.flat()
             parts = [
                 part @ self._normal(name, block, part.shape[1], self.k, form.like)
                 for block, part in enumerate(torch.split(flat, rows, 1))

@@ -56,7 +56,7 @@ class _Indexed(Dataset[Any]):
         if not -len(self) <= position < len(self):
             raise IndexError(f"position {position} of {len(self)} instances")
         position = int(position) % len(self)
-        item = self._instances._item(position)
+        item = self._instances.item(position)
         if isinstance(item, Mapping):
             if INDEX in item:
                 raise InvalidInputError(

@@ -53,9 +53,7 @@ def risk_of(loss: str | nn.Module | Loss | None, risk: Risk | None) -> Risk:
             )
         return _SupervisedRisk(LOSSES[loss])
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        unreduced = copy.copy(loss)
-        unreduced.__dict__["reduction"] = "none"
-        return _SupervisedRisk(_Unreduced(unreduced))
+        return _SupervisedRisk(_Unreduced(loss))
     if not callable(loss):
         raise InvalidInputError(
             f"loss: expected a name, a loss module or a callable; got {loss!r}."
@@ -90,13 +88,31 @@ class _SupervisedRisk:
 
 
 class _Unreduced:
-    """A torch loss module with its reduction undone: its mean over each instance's outputs."""
+    """A torch loss module, reduced over each instance alone.
+
+    Its reduction (a mean or a sum) is applied to the outputs of each instance. Class weights
+    multiply the losses; torch's mean would divide by the sum of a batch's weights, which mixes
+    its instances.
+    """
 
     def __init__(self, loss: nn.Module) -> None:
-        self._loss = loss
+        self._sums = loss.reduction in ("sum", "batchmean")
+        self._ignored = getattr(loss, "ignore_index", None)
+        self._loss = copy.copy(loss)
+        self._loss.__dict__["reduction"] = "none"
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        return _per_instance(self._loss(output, target))
+        losses: Tensor = self._loss(output, target)
+        if losses.ndim < 2:
+            return losses
+        losses = losses.flatten(1)
+        if self._sums:
+            return losses.sum(1)
+        if self._ignored is None or target.is_floating_point():
+            return losses.mean(1)
+        counted = (target.flatten(1) != self._ignored).sum(1)
+        means: Tensor = losses.sum(1) / counted.clamp(min=1)
+        return means
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -190,7 +206,7 @@ def _check_labels(target: Tensor, kept: Tensor, classes: int) -> None:
 
 def _like(target: Tensor, output: Tensor, name: str) -> Tensor:
     """Give the target the output's shape; refuse what torch would silently broadcast."""
-    if target.shape != output.shape and target.numel() != output.numel():
+    if [size for size in target.shape if size != 1] != [size for size in output.shape if size != 1]:
         raise InvalidInputError(
             f"{name}: outputs of shape {tuple(output.shape)} do not fit targets of shape "
             f"{tuple(target.shape)}; they need one target an output."

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, NonFiniteError
+from proponent.models.randomness import fixed_randomness
 from proponent.models.risk import Loss, Risk, risk_of
 
 ParameterChoice = str | nn.Module | Sequence[str | nn.Module]
@@ -140,7 +141,11 @@ class TorchModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Switch to evaluation and to gradients of the selected parameters alone, for a while."""
+        """Switch to evaluation and to gradients of the selected parameters alone, for a while.
+
+        Random numbers are drawn from a fixed seed meanwhile, so that a risk or a data set that
+        draws some gives the same each time.
+        """
         modes = [(module, module.training) for module in self.module.modules()]
         flags = [(parameter, parameter.requires_grad) for parameter in self.module.parameters()]
         buffers = [
@@ -150,9 +155,8 @@ class TorchModel:
             if buffer is not None
         ]
         chosen = {id(parameter) for parameter in self.selected.values()}
-        devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            with fixed_randomness(), torch.enable_grad():
                 self.module.eval()
                 for parameter, _ in flags:
                     parameter.requires_grad_(id(parameter) in chosen)
@@ -177,13 +181,23 @@ class TorchModel:
         ----------
         state : mapping
             Names as in ``module.state_dict()``; of tied parameters any one name.
+
+        Raises
+        ------
+        InvalidInputError
+            If the module has no tensor of a name, or one of another shape.
         """
         owners = dict(self.module.named_parameters(remove_duplicate=False))
         buffers = dict(self.module.named_buffers(remove_duplicate=False))
         kept = []
         try:
             for name, value in state.items():
-                tensor = owners[name] if name in owners else buffers[name]
+                tensor = owners.get(name, buffers.get(name))
+                if tensor is None or tensor.shape != value.shape:
+                    has = "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
+                    raise InvalidInputError(
+                        f"state: {name} has shape {tuple(value.shape)}; the module has {has}."
+                    )
                 kept.append((tensor, tensor.data))
                 tensor.data = value.to(device=tensor.device, dtype=tensor.dtype)
             yield
