@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from proponent.data import Instances
 from proponent.dynamic.checkpoints import choose, path_point
-from proponent.dynamic.similarity import MEMORY, GradientSimilarity, PathPoint
 from proponent.exceptions import InvalidInputError
+from proponent.gradients.method import MEMORY, GradientMethod
+from proponent.gradients.path import PathPoint
 from proponent.gradients.products import Way
 from proponent.models.run import TrainingRun
 from proponent.models.torch import ParameterChoice
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class AlongRun(GradientSimilarity):
+class AlongRun(GradientMethod):
     """Base of the methods that compare gradients at a recorded run's checkpoints.
 
     Parameters

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from proponent.data import Instances
-from proponent.dynamic.similarity import PathPoint
 from proponent.exceptions import InvalidInputError, RunError
+from proponent.gradients.path import PathPoint
 from proponent.models.history import Checkpoint
 from proponent.models.run import TrainingRun
 

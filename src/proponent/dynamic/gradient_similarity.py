@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from proponent.card import MethodCard
 from proponent.data import Instances
-from proponent.dynamic.similarity import GradientSimilarity, PathPoint
+from proponent.gradients.method import GradientMethod
+from proponent.gradients.path import PathPoint
 from proponent.models.torch import TorchModel
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def _cost(*, n: int, n_test: int, **_: Any) -> float:
     return float(n + n_test)
 
 
-class _AtTheModel(GradientSimilarity):
+class _AtTheModel(GradientMethod):
     def fit(self, model: Any, train: Any, *, ids: Any = None) -> Self:
         """Take the model as it is and its training set.
 

@@ -9,7 +9,8 @@ from proponent.card import MethodCard
 from proponent.data import Instances
 from proponent.dynamic.along_run import AlongRun
 from proponent.dynamic.checkpoints import path_point
-from proponent.dynamic.similarity import MEMORY, PathPoint, TestSet
+from proponent.gradients.method import MEMORY
+from proponent.gradients.path import PathPoint, TestSet
 from proponent.gradients.products import Way
 from proponent.models.run import TrainingRun
 from proponent.models.torch import ParameterChoice

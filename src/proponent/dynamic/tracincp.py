@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from proponent.card import MethodCard
 from proponent.dynamic.along_run import AlongRun
-from proponent.dynamic.similarity import MEMORY
+from proponent.gradients.method import MEMORY
 from proponent.gradients.products import Way
 
 

@@ -15,7 +15,8 @@ from typing_extensions import override
 from proponent.card import MethodCard
 from proponent.data import Instances
 from proponent.dynamic.along_run import AlongRun
-from proponent.dynamic.similarity import MEMORY, PathPoint, TestSet, batches
+from proponent.gradients.method import MEMORY
+from proponent.gradients.path import PathPoint, TestSet, batches
 from proponent.gradients.products import Query, Way
 from proponent.gradients.projection import Kind, ProjectedQuery, Projection
 from proponent.models.torch import ParameterChoice, check_finite
