@@ -27,6 +27,8 @@ _EXPORTS: dict[str, str] = {
     "indexed": "proponent.models.recorder",
     "LightningRecorder": "proponent.models.callbacks",
     "TransformersRecorder": "proponent.models.callbacks",
+    # section 5.1: static
+    "InfluenceFunctions": "proponent.static.influence_functions",
     # section 5.2: dynamic
     "IdealTracIn": "proponent.dynamic.ideal_tracin",
     "TracIn": "proponent.dynamic.tracin",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from proponent.models.recorder import Recorder, indexed
     from proponent.models.run import TrainingRun
     from proponent.models.torch import TorchModel
+    from proponent.static.influence_functions import InfluenceFunctions
     from proponent.top import TopInfluence
 
 __all__ = [
@@ -66,6 +69,7 @@ __all__ = [
     "GradientDot",
     "IdealTracIn",
     "Influence",
+    "InfluenceFunctions",
     "InfluenceMethod",
     "Instances",
     "LargestRiskChange",

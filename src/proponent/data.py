@@ -98,7 +98,7 @@ class Instances:
         elif _is_column(data):
             columns = (_column(data, role),)
             n = len(columns[0])
-        elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        elif _is_map_style(data):
             n = len(data)
             chosen = np.arange(n) if ids is None else _ids(ids, n, role)
             return cls(_MapStyle(data), chosen, collate)
@@ -214,6 +214,18 @@ def _is_column(part: Any) -> bool:
     return (hasattr(part, "shape") and hasattr(part, "dtype")) or hasattr(part, "iloc")
 
 
+def _is_map_style(data: Any) -> bool:
+    """Whether ``data`` has a length and items by position, which text and streams have not."""
+    if isinstance(data, (str, bytes)) or not (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    ):
+        return False
+    if isinstance(data, list):
+        return not any(isinstance(item, (str, bytes)) for item in data[:1])
+    # torch's iterable-style sets inherit a __getitem__ that they do not have.
+    return not any(kind.__name__ == "IterableDataset" for kind in type(data).__mro__)
+
+
 def _column(part: Any, role: str) -> Any:
     """Turn one column of the set into an array or tensor with instances on the first axis."""
     if hasattr(part, "iloc"):
@@ -243,7 +255,7 @@ def _common_length(columns: Mapping[Any, Any], role: str) -> int:
 
 
 def _ids(ids: Any, n: int, role: str) -> NDArray[Any]:
-    labels = np.array(ids)
+    labels = _numpy(ids).copy()
     if labels.shape != (n,):
         raise InvalidInputError(
             f"ids: expected {n} labels, one for each instance of {role}; got shape {labels.shape}."
@@ -255,7 +267,7 @@ def _ids(ids: Any, n: int, role: str) -> NDArray[Any]:
     values, counts = np.unique(labels, return_counts=True)
     if (counts > 1).any():
         raise InvalidInputError(
-            f"ids: labels must be unique; {values[counts > 1][0]!r} stands more than once."
+            f"ids: labels must be unique; {values[counts > 1].tolist()[0]!r} stands more than once."
         )
     return labels
 
@@ -298,6 +310,7 @@ def _tensor(column: Any, indices: Any) -> Tensor:
             f"a column of the set has dtype {part.dtype}, which a torch module cannot take; "
             f"encode it as numbers first."
         )
+    part = np.asarray(part, part.dtype.newbyteorder("="))
     # A read-only or negatively strided array cannot be shared with a tensor.
     shareable = part.flags.writeable and all(stride >= 0 for stride in part.strides)
     return torch.from_numpy(part if shareable else part.copy())

@@ -23,3 +23,7 @@ class NotFittedError(ProponentError, ValueError, AttributeError):
 
 class MethodCapabilityError(ProponentError, TypeError):
     """A method was asked for something it does not have; the message says which methods do."""
+
+
+class SolveError(ProponentError, ArithmeticError):
+    """A linear system of the curvature was not solved; the message says why and what to try."""

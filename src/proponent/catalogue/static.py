@@ -29,20 +29,6 @@ _representer = partial(
 
 STATIC: tuple[MethodCard, ...] = (
     _influence(
-        name="InfluenceFunctions",
-        survey_name="IF",
-        title="Influence Functions",
-        aliases=("infinitesimal jackknife",),
-        section="5.1.1",
-        equations="27-34",
-        paper="Koh and Liang, ICML 2017",
-        needs="a trained torch module with its per-instance risk (pp.TorchModel), or a fitted "
-        "linear model of scikit-learn",
-        estimates_loo=True,
-        group=True,
-        original_sign="the same: the predicted change of the test loss on removal",
-    ),
-    _influence(
         name="FastIF",
         survey_name="FastIF",
         title="Fast Influence Functions",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from proponent.data import Instances
-from proponent.dynamic.checkpoints import choose, path_point
+from proponent.dynamic.checkpoints import LargestRiskChange, choose, path_point
 from proponent.exceptions import InvalidInputError
 from proponent.gradients.method import MEMORY, GradientMethod
 from proponent.gradients.path import PathPoint
@@ -81,9 +81,11 @@ class AlongRun(GradientMethod):
         if not len(instances):
             raise InvalidInputError("train: the set is empty; influence needs instances.")
         model.check_train(instances)
-        self.run_ = model
         first = path_point(model, choose(model, "all", instances)[0])
+        if not isinstance(self.checkpoints, LargestRiskChange):
+            choose(model, self.checkpoints, instances)  # a wrong choice is refused now
         self._prepare(model.model, instances, None, first)
+        self.run_ = model
         return self
 
     def _points(self, instances: Instances) -> tuple[PathPoint, ...]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, RunError
 from proponent.gradients.path import PathPoint
@@ -78,13 +80,15 @@ def choose(run: TrainingRun, choice: object, instances: Instances) -> list[Check
             "the run has no checkpoint from which a step was taken, so no learning rate to weigh "
             "gradients with. Record with Recorder(..., every='epoch') or every=k."
         )
-    if choice == "all":
+    if isinstance(choice, str) and choice == "all":
         return stepping
     if isinstance(choice, EveryKth):
         return stepping[:: choice.k]
     if isinstance(choice, LargestRiskChange):
         return _largest_changes(run, stepping, choice.count, instances)
-    if isinstance(choice, Sequence) and not isinstance(choice, str):
+    if isinstance(choice, np.ndarray):
+        choice = choice.tolist()
+    if isinstance(choice, Sequence) and not isinstance(choice, str) and len(choice):
         by_step = {checkpoint.t: checkpoint for checkpoint in stepping}
         missing = [t for t in choice if t not in by_step]
         if missing:
@@ -119,6 +123,11 @@ def _largest_changes(
     run: TrainingRun, stepping: list[Checkpoint], count: int, instances: Instances
 ) -> list[Checkpoint]:
     risks = []
+    if len(run.checkpoints) < 2:
+        raise RunError(
+            "checkpoints=LargestRiskChange needs at least two recorded checkpoints, between which "
+            "the risk can change; record more, or let the recording end in order."
+        )
     followed = stepping + [checkpoint for checkpoint in run.checkpoints if checkpoint.final]
     for checkpoint in followed:
         with run.at(checkpoint):

@@ -15,6 +15,8 @@ from typing_extensions import override
 from proponent.card import MethodCard
 from proponent.data import Instances
 from proponent.dynamic.along_run import AlongRun
+from proponent.dynamic.checkpoints import LargestRiskChange
+from proponent.exceptions import InvalidInputError
 from proponent.gradients.method import MEMORY
 from proponent.gradients.path import PathPoint, TestSet, batches
 from proponent.gradients.products import Query, Way
@@ -122,21 +124,28 @@ class TracInRP(AlongRun):
         ------
         NotFittedError
             If ``fit`` has not been called.
+        InvalidInputError
+            If the checkpoints depend on the set.
         NonFiniteError
             If a risk or a gradient is not finite.
         """
         self._rows(None)
+        if isinstance(self.checkpoints, LargestRiskChange):
+            raise InvalidInputError(
+                "checkpoints=LargestRiskChange chooses other checkpoints for other sets, whose "
+                "embeddings then do not belong together; give 'all', EveryKth(k) or the steps."
+            )
         instances = Instances.of(data, role="data")
         parts = []
         for point in self._points(instances):
             with point.enter(), self.model_.evaluating():
-                roots = {name: math.sqrt(scale) for name, scale in point.scales.items()}
-                projected = self._projected(instances, self._projection(point.label), roots)
+                projection = self._projection(point.label)
+                projected = self._projected(instances, projection, _roots(point))
                 parts.append(projected * math.sqrt(point.weight))
         return torch.cat(parts, 1).cpu().numpy()
 
     def _projection(self, label: str) -> Projection:
-        return Projection(self.k, self.projection, f"{self.seed}/{label}", self.memory // 2)
+        return Projection(self.k, self.projection, f"{self.seed}/{label}", max(1, self.memory // 2))
 
     def _projected(
         self, instances: Instances, projection: Projection, scales: Mapping[str, float]
@@ -151,7 +160,13 @@ class TracInRP(AlongRun):
 
     def _test_side(self, query: TestSet, point: PathPoint) -> tuple[Query, None]:
         projection = self._projection(point.label)
-        vectors = self._projected(query.instances, projection, point.scales)
+        scales = _roots(point)
+        vectors = self._projected(query.instances, projection, scales)
         if query.joint:
             vectors = vectors.sum(0, keepdim=True)
-        return ProjectedQuery(vectors, projection), None
+        return ProjectedQuery(vectors, projection, scales), None
+
+
+def _roots(point: PathPoint) -> dict[str, float]:
+    """Return the share of relative learning rates that either side of a product gets."""
+    return {name: math.sqrt(scale) for name, scale in point.scales.items()}

@@ -58,6 +58,11 @@ class Form(ABC):
         """Return the gradients themselves as rows, ``(n, numel)``."""
         return self.materialise().reshape(self.n, self.numel)
 
+    @property
+    @abstractmethod
+    def magnitude(self) -> Tensor:
+        """A bound of each gradient's entries, (n,): 0 where the gradient is 0."""
+
     @abstractmethod
     def scaled(self, weights: Tensor) -> Form:
         """Return the gradients times one weight an instance, ``weights`` (n,)."""
@@ -123,6 +128,11 @@ class Dense(Form):
     def materialise(self) -> Tensor:
         return self.gradients
 
+    @property
+    @override
+    def magnitude(self) -> Tensor:
+        return _largest(self.gradients)
+
     @override
     def scaled(self, weights: Tensor) -> Dense:
         return Dense(self.gradients * _column(weights, self.gradients.ndim))
@@ -172,6 +182,11 @@ class Outer(Form):
     @override
     def materialise(self) -> Tensor:
         return torch.bmm(self.left.mT, self.right).view(self.n, *self.shape)
+
+    @property
+    @override
+    def magnitude(self) -> Tensor:
+        return _largest(self.left) * _largest(self.right)
 
     @override
     def scaled(self, weights: Tensor) -> Outer:
@@ -242,6 +257,11 @@ class Lookup(Form):
         index = self.indices[:, :, None].expand_as(self.right)
         return gradients.scatter_add_(1, index, self.right)
 
+    @property
+    @override
+    def magnitude(self) -> Tensor:
+        return _largest(self.right)
+
     @override
     def scaled(self, weights: Tensor) -> Lookup:
         return replace(self, right=self.right * weights[:, None, None])
@@ -311,6 +331,11 @@ class Convolution(Form):
             self.inputs, self.output_gradients, self.shape, self.geometry
         )
 
+    @property
+    @override
+    def magnitude(self) -> Tensor:
+        return _largest(self.inputs) * _largest(self.output_gradients)
+
     @override
     def scaled(self, weights: Tensor) -> Convolution:
         column = _column(weights, self.output_gradients.ndim)
@@ -379,6 +404,11 @@ class Uses(Form):
             total += form.materialise()
         return total
 
+    @property
+    @override
+    def magnitude(self) -> Tensor:
+        return torch.stack([form.magnitude for form in self.forms]).amax(0)
+
     @override
     def scaled(self, weights: Tensor) -> Uses:
         return Uses(tuple(form.scaled(weights) for form in self.forms))
@@ -421,6 +451,10 @@ def summed(forms: list[Form]) -> Form:
     if all(isinstance(form, Dense) for form in forms):
         return Dense(torch.stack([form.materialise() for form in forms]).sum(0))
     return Uses(tuple(forms))
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().reshape(len(values), -1).amax(1)
 
 
 def _column(weights: Tensor, ndim: int) -> Tensor:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +32,9 @@ from proponent.gradients.products import (
     Products,
     Query,
     Way,
+    out_of_range,
     squared_norms,
+    unit_scaled,
     weighted_sum,
 )
 from proponent.method import InfluenceMethod
@@ -95,13 +99,13 @@ class GradientMethod(InfluenceMethod):
     ) -> None:
         """Check the settings, and prove on a few instances that all gradients are counted."""
         size = self.batch_size
-        if size is not None and (not isinstance(size, int) or size < 1):
+        if size is not None and (not isinstance(size, Integral) or size < 1):
             raise InvalidInputError(f"batch_size must be a positive integer or None; got {size!r}.")
         if self.dtype not in (None, "float32", "float64"):
             raise InvalidInputError(
                 f"dtype must be 'float32', 'float64' or None; got {self.dtype!r}."
             )
-        self._products = Products(self.products, self.memory)
+        products = Products(self.products, self.memory)
         if self.parameters is not None:
             model = model.with_parameters(self.parameters)
         instances = Instances.of(train, ids=ids, role="train")
@@ -109,8 +113,10 @@ class GradientMethod(InfluenceMethod):
         with ExitStack() as stack:
             if first is not None:
                 stack.enter_context(first.enter())
-            self._capture = GradientCapture(model, instances, held)
-        self._batch_size = size or self._capture.batch_size
+            capture = GradientCapture(model, instances, held)
+        self._products = products
+        self._capture = capture
+        self._batch_size = capture.batch_size if size is None else int(size)
         self.model_ = model
         self.train_ = instances
 
@@ -133,6 +139,9 @@ class GradientMethod(InfluenceMethod):
             test, test_norms = self._test_side(query, point)
             for batch, gradients in captured:
                 products, squares = test.meet(gradients, len(batch), norms=self.normalise_train)
+                if squares is not None and out_of_range(squares):
+                    gradients = unit_scaled(gradients)
+                    products, squares = test.meet(gradients, len(batch), norms=True)
                 if squares is not None:
                     products = divide(products, squares.sqrt()[:, None])
                 if test_norms is not None:
@@ -146,9 +155,14 @@ class GradientMethod(InfluenceMethod):
         power = int(self.normalise_train) + int(self.normalise_test)
         for point, captured in self._walk(self._points(self.train_), rows):
             for batch, gradients in captured:
-                products = squared_norms(gradients, len(batch), self._products, point.scales)
+                n = len(batch)
+                products = squared_norms(gradients, n, self._products, point.scales)
                 if power:
-                    squares = squared_norms(gradients, len(batch), self._products, point.unmoved)
+                    squares = squared_norms(gradients, n, self._products, point.unmoved)
+                    if out_of_range(squares):
+                        gradients = unit_scaled(gradients)
+                        products = squared_norms(gradients, n, self._products, point.scales)
+                        squares = squared_norms(gradients, n, self._products, point.unmoved)
                     products = divide(products, squares.sqrt() ** power)
                 if not torch.isfinite(products.sum()):
                     self._refuse_gradients(gradients, batch, point)
@@ -187,6 +201,9 @@ class GradientMethod(InfluenceMethod):
         parts = [gradients for _, gradients in self._captured(query.instances, cut)]
         test = GradientQuery(parts, [len(batch) for batch in cut], self._products, point.scales)
         norms = test.norms() if self.normalise_test else None
+        if norms is not None and out_of_range(norms.square()):
+            test = replace(test, parts=[unit_scaled(part) for part in test.parts])
+            norms = test.norms()
         if not query.joint:
             return test, norms
         weights = torch.ones(1, n, device=self.model_.device, dtype=self._capture.dtype)
@@ -242,8 +259,12 @@ class GradientMethod(InfluenceMethod):
 
 
 def divide(values: Tensor, norms: Tensor) -> Tensor:
-    """Divide by norms; a zero gradient has similarity 0 with everything."""
-    return torch.where(norms > 0, values / torch.where(norms > 0, norms, 1), 0)
+    """Divide by norms; a zero gradient has similarity 0 with everything.
+
+    What is divided by a norm that is not finite is NaN, and refused later.
+    """
+    quotients = torch.where(norms == 0, 0, values / torch.where(norms == 0, 1, norms))
+    return torch.where(torch.isfinite(norms), quotients, torch.nan)
 
 
 def _listed(ids: NDArray[Any]) -> str:

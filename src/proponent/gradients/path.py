@@ -75,6 +75,7 @@ class Batch:
 
     def add(self, products: Tensor, weight: float, scores: Tensor, first: int) -> None:
         """Add weighted products (batch, ...) to the batch's columns of ``scores`` (..., rows)."""
+        products = products.to(scores)
         if self.weights is not None:
             weights = torch.as_tensor(self.weights, dtype=products.dtype)
             products = products * weights.view(-1, *[1] * (products.ndim - 1))

@@ -107,6 +107,25 @@ def squared_norms(
     return _total(norms) if norms else torch.zeros(n)
 
 
+def unit_scaled(gradients: Gradients) -> dict[str, Form]:
+    """Return the gradients, each divided by a bound of its entries: directions, not lengths.
+
+    Their squares then neither underflow nor overflow. A zero gradient stays one.
+    """
+    if not gradients:
+        return {}
+    bounds = torch.stack([form.magnitude for form in gradients.values()]).amax(0)
+    weights = torch.where(bounds > 0, 1 / torch.where(bounds > 0, bounds, 1), 1)
+    return {name: form.scaled(weights.to(form.like.dtype)) for name, form in gradients.items()}
+
+
+def out_of_range(squares: Tensor) -> bool:
+    """Whether some squared norms are too small to have digits, or not finite."""
+    precision = torch.finfo(squares.dtype)
+    smallest = precision.tiny / precision.eps**2
+    return bool(((squares < smallest) | ~torch.isfinite(squares)).any())
+
+
 class Query(ABC):
     """Test-side vectors at one set of parameters, ready to meet training gradients."""
 

@@ -143,10 +143,13 @@ class ProjectedQuery(Query):
         The projected test gradients, scaled.
     projection : Projection
         Projects the training gradients.
+    scales : mapping
+        A factor for each parameter's training gradients; 1 where none is named.
     """
 
     vectors: Tensor
     projection: Projection
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @override
     def __len__(self) -> int:
@@ -156,7 +159,7 @@ class ProjectedQuery(Query):
     def meet(
         self, train: Gradients, n: int, *, norms: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        projected = self.projection(train, n)
+        projected = self.projection(train, n, self.scales)
         return projected @ self.vectors.T, projected.square().sum(1) if norms else None
 
 

@@ -68,23 +68,26 @@ class _SupervisedRisk:
         self._loss = loss
 
     def __call__(self, module: nn.Module, batch: Any) -> Tensor:
+        return self.loss(self.outputs(module, batch), batch)
+
+    def outputs(self, module: nn.Module, batch: Any) -> Any:
+        """Return what the module makes of the inputs: what the loss compares with the target."""
         if isinstance(batch, Mapping):
-            name = next((name for name in LABEL_NAMES if name in batch), None)
-            if name is None:
-                raise InvalidInputError(
-                    f"a dict batch needs its target under one of {', '.join(LABEL_NAMES)}; it has "
-                    f"{', '.join(map(str, batch))}. Give risk=callable(module, batch) instead."
-                )
+            name = _label_name(batch)
             output = module(**{key: value for key, value in batch.items() if key != name})
-            target = batch[name]
         elif isinstance(batch, tuple) and len(batch) > 1:
-            output, target = module(*batch[:-1]), batch[-1]
+            output = module(*batch[:-1])
         else:
             raise InvalidInputError(
                 "a loss needs batches of inputs and targets, (x, ..., y); this data set has one "
                 "column. For a risk without targets give risk=callable(module, batch)."
             )
-        return self._loss(getattr(output, "logits", output), target)
+        return getattr(output, "logits", output)
+
+    def loss(self, outputs: Any, batch: Any) -> Tensor:
+        """Return the loss of given outputs against the batch's target, ``(batch,)``."""
+        name = _label_name(batch) if isinstance(batch, Mapping) else -1
+        return self._loss(outputs, batch[name])
 
 
 class _Unreduced:
@@ -185,6 +188,16 @@ LOSSES: dict[str, Loss] = {
     "bce_with_logits": bce_with_logits,
     "causal_lm": causal_lm,
 }
+
+
+def _label_name(batch: Mapping[str, Any]) -> str:
+    name = next((name for name in LABEL_NAMES if name in batch), None)
+    if name is None:
+        raise InvalidInputError(
+            f"a dict batch needs its target under one of {', '.join(LABEL_NAMES)}; it has "
+            f"{', '.join(map(str, batch))}. Give risk=callable(module, batch) instead."
+        )
+    return name
 
 
 def _per_instance(losses: Tensor) -> Tensor:

@@ -1,0 +1,18 @@
+"""Kronecker-factored curvature: K-FAC and EK-FAC of the true Fisher, layer by layer."""
+
+from proponent.gradients.kfac.covariances import Covariances
+from proponent.gradients.kfac.factors import KroneckerFactors
+from proponent.gradients.kfac.fit import FactorError, covariances, eigenvalue_sums
+from proponent.gradients.kfac.passes import EigenvalueSums
+from proponent.gradients.kfac.precondition import KroneckerQuery, Preconditioner
+
+__all__ = [
+    "Covariances",
+    "EigenvalueSums",
+    "FactorError",
+    "KroneckerFactors",
+    "KroneckerQuery",
+    "Preconditioner",
+    "covariances",
+    "eigenvalue_sums",
+]

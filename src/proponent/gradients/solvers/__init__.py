@@ -1,0 +1,1 @@
+"""Solvers of linear systems of a curvature: ``(C + shift I) x = b``, one method a file."""
