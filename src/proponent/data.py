@@ -304,16 +304,15 @@ def _tensor(column: Any, indices: Any) -> Tensor:
 
     part = _take(column, indices)
     if isinstance(part, torch.Tensor):
-        return part
+        return part.clone() if isinstance(indices, slice) else part
     if part.dtype.kind not in "biufc":
         raise InvalidInputError(
             f"a column of the set has dtype {part.dtype}, which a torch module cannot take; "
             f"encode it as numbers first."
         )
     part = np.asarray(part, part.dtype.newbyteorder("="))
-    # A read-only or negatively strided array cannot be shared with a tensor.
-    shareable = part.flags.writeable and all(stride >= 0 for stride in part.strides)
-    return torch.from_numpy(part if shareable else part.copy())
+    # A copy: a module may write to the batch that it is given.
+    return torch.from_numpy(part.copy())
 
 
 def _numpy(column: Any) -> NDArray[Any]:

@@ -82,9 +82,7 @@ def test_cross_entropy_of_labels_of_any_type(dtype):
 
 def test_cross_entropy_of_a_column_of_labels():
     logits, target = torch.randn(N, CLASSES), torch.randint(0, CLASSES, (N,))
-    close(
-        risk("cross_entropy", logits, target[:, None]), risk("cross_entropy", logits, target)
-    )
+    close(risk("cross_entropy", logits, target[:, None]), risk("cross_entropy", logits, target))
 
 
 def masked_targets():
@@ -126,9 +124,7 @@ def test_next_token():
     logits, tokens = torch.randn(N, LENGTH, CLASSES), torch.randint(0, CLASSES, (N, LENGTH))
     tokens[2, 3:] = -100
     found = risk("causal_lm", logits, tokens)
-    expected = [
-        functional.cross_entropy(logits[i, :-1], tokens[i, 1:]) for i in range(N)
-    ]
+    expected = [functional.cross_entropy(logits[i, :-1], tokens[i, 1:]) for i in range(N)]
     close(found, torch.stack(expected))
 
 
@@ -311,5 +307,5 @@ def test_unknown_loss():
 
 def test_neither_or_both():
     for pair in ((None, None), ("mse", lambda module, batch: 0)):
-        with pytest.raises(InvalidInputError, match="give exactly one of loss=.* and risk="):
+        with pytest.raises(InvalidInputError, match=r"give exactly one of loss=.* and risk="):
             risk_of(*pair)

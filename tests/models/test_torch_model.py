@@ -96,9 +96,9 @@ def test_choices_that_select_nothing(choice, message):
 
 
 def test_kinds_of_layer_that_are_not_there():
-    with pytest.raises(InvalidInputError, match="the module has no Embedding layer"):
+    with pytest.raises(InvalidInputError, match="the module has no Embedding"):
         TorchModel(nn.Linear(2, 2), loss="mse", parameters="embedding")
-    with pytest.raises(InvalidInputError, match="the module has no Linear layer"):
+    with pytest.raises(InvalidInputError, match="the module has no Linear"):
         TorchModel(nn.Conv1d(2, 2, 1), loss="mse", parameters="last")
     with pytest.raises(InvalidInputError, match="no parameters"):
         TorchModel(nn.Tanh(), loss="mse")
@@ -128,7 +128,9 @@ def test_losses_that_cannot_be(options, message):
 
 
 def test_repr():
-    assert repr(TorchModel(network(), loss="mse")) == "TorchModel(Sequential, 102 parameters selected)"
+    assert (
+        repr(TorchModel(network(), loss="mse")) == "TorchModel(Sequential, 102 parameters selected)"
+    )
 
 
 def test_compiled_module_is_seen_through():
@@ -239,8 +241,9 @@ def test_evaluating():
 def test_evaluating_inside_evaluating():
     module = network().train()
     model = TorchModel(module, loss="cross_entropy", parameters="last")
+    other = model.with_parameters("embedding")
     with model.evaluating():
-        with model.with_parameters("embedding").evaluating():
+        with other.evaluating():
             assert module[0].weight.requires_grad
             assert not module[5].weight.requires_grad
         assert not module.training
@@ -315,9 +318,9 @@ def test_at_a_tied_parameter_by_either_name(name):
 @pytest.mark.parametrize(
     "state, message",
     [
-        ({"bias": torch.zeros(2), "scale": torch.zeros(2)}, "'scale'"),
-        ({"bias": torch.zeros(2), "weight": torch.zeros(3, 2)}, r"'weight'.*\(3, 2\).*\(2, 3\)"),
-        ({"bias": torch.zeros(())}, "'bias'"),
+        ({"bias": torch.zeros(2), "scale": torch.zeros(2)}, "scale.*no such"),
+        ({"bias": torch.zeros(2), "weight": torch.zeros(3, 2)}, r"weight.*\(3, 2\).*\(2, 3\)"),
+        ({"bias": torch.zeros(())}, r"bias.*\(\).*\(2,\)"),
     ],
 )
 def test_at_a_state_of_another_module(state, message):

@@ -30,6 +30,24 @@ class GAS(AlongRun):
     Scores are ``(n_test, n_train)``, in units of the learning rate.
 
     **Cost** As :class:`TracInCP`, and the norms.
+
+    Examples
+    --------
+    >>> import torch, proponent as pp
+    >>> module = torch.nn.Linear(2, 3)
+    >>> optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    >>> train = torch.randn(10, 2), torch.randint(3, (10,))
+    >>> with pp.Recorder("runs/doc", module, optimizer, loss="cross_entropy", every=1,
+    ...                  train=train, overwrite=True) as recorder:
+    ...     for batch in torch.arange(10).split(5):
+    ...         optimizer.zero_grad()
+    ...         logits = module(train[0][batch])
+    ...         torch.nn.functional.cross_entropy(logits, train[1][batch]).backward()
+    ...         recorder.step(batch)
+    ...         optimizer.step()
+    >>> run = pp.TrainingRun.load("runs/doc", module)
+    >>> pp.GAS().fit(run, train).influence(train).shape
+    (10, 10)
     """
 
     normalise_train = normalise_test = True

@@ -47,6 +47,24 @@ class TracIn(AlongRun):
     ----------
     parameters, batch_size, products, memory, dtype, progress
         As in :class:`GradientDot`.
+
+    Examples
+    --------
+    >>> import torch, proponent as pp
+    >>> module = torch.nn.Linear(2, 3)
+    >>> optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    >>> train = torch.randn(10, 2), torch.randint(3, (10,))
+    >>> with pp.Recorder("runs/doc", module, optimizer, loss="cross_entropy", every=1,
+    ...                  train=train, overwrite=True) as recorder:
+    ...     for batch in torch.arange(10).split(5):
+    ...         optimizer.zero_grad()
+    ...         logits = module(train[0][batch])
+    ...         torch.nn.functional.cross_entropy(logits, train[1][batch]).backward()
+    ...         recorder.step(batch)
+    ...         optimizer.step()
+    >>> run = pp.TrainingRun.load("runs/doc", module)
+    >>> pp.TracIn().fit(run, train).influence(train).shape
+    (10, 10)
     """
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -152,6 +170,24 @@ class RenormalizedTracIn(TracIn):
     ----------
     parameters, batch_size, products, memory, dtype, progress
         As in :class:`GradientDot`.
+
+    Examples
+    --------
+    >>> import torch, proponent as pp
+    >>> module = torch.nn.Linear(2, 3)
+    >>> optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    >>> train = torch.randn(10, 2), torch.randint(3, (10,))
+    >>> with pp.Recorder("runs/doc", module, optimizer, loss="cross_entropy", every=1,
+    ...                  train=train, overwrite=True) as recorder:
+    ...     for batch in torch.arange(10).split(5):
+    ...         optimizer.zero_grad()
+    ...         logits = module(train[0][batch])
+    ...         torch.nn.functional.cross_entropy(logits, train[1][batch]).backward()
+    ...         recorder.step(batch)
+    ...         optimizer.step()
+    >>> run = pp.TrainingRun.load("runs/doc", module)
+    >>> pp.RenormalizedTracIn().fit(run, train).influence(train).shape
+    (10, 10)
     """
 
     normalise_train = normalise_test = True

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointError
 
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
@@ -20,16 +21,20 @@ from proponent.gradients.coverage import (
     Coverage,
     check_instances_apart,
     check_last_layer,
+    tolerance,
     uncovered_by_value,
 )
-from proponent.gradients.fallback import vectorised_gradients
+from proponent.gradients.fallback import Probe, copied, vectorised_gradients
 from proponent.gradients.forms import Dense, Form, summed
 from proponent.gradients.plan import Plan, PlanMismatchError, Step, make_plan
 from proponent.gradients.rules import RULES, Layout
 from proponent.gradients.tap import Event, Key, Tap
 from proponent.models.torch import TorchModel, check_finite
 
-PROBE_INSTANCES = 3
+# Instances, spread over the set, that a model is tried on, and how many of them are compared
+# with a pass of their own: a module that reorders its batch would have to leave them in place.
+PROBE_INSTANCES = 5
+COMPARED = (0, 2, 4)
 
 # What the gradients of a batch are to take, and bounds of its size, where a size is chosen here:
 # large batches spare overhead until they leave the caches.
@@ -68,26 +73,29 @@ class GradientCapture:
         self.model = model
         self.dtype = dtype or torch.promote_types(model.dtype, torch.float32)
         n = PROBE_INSTANCES
-        rows = np.arange(n) % len(instances)
-        probe = model.prepare(instances.batch(rows))
-        fewer = model.prepare(instances.batch(rows[:-1]))
+        # Not in ascending order, so that sorting would be noticed.
+        rows = np.roll(np.linspace(0, len(instances) - 1, n).astype(int), 2)
         with model.evaluating():
-            check_instances_apart(model, probe, n)
-            if model.parameters == "last":
-                check_last_layer(model, probe, n)
-            self._plan = make_plan(model, probe, fewer, n)
+            probe = Probe(model.prepare(instances.batch(rows)), n)
+            self._plan = make_plan(model, probe)
+            relative = tolerance(model, self._plan.precisions)
+            check_instances_apart(model, probe, COMPARED, relative)
+            if isinstance(model.parameters, str) and model.parameters == "last":
+                check_last_layer(model, probe)
             try:
-                captured, refused = self._captured(probe, instances.ids[rows])
+                captured, refused = self._captured(probe.batch(), instances.ids[rows])
             except PlanMismatchError:
-                self._plan, captured, refused = Plan({}, ()), {}, frozenset()
-            wrong = refused | uncovered_by_value(model, self._plan.covered, captured, probe, n)
+                self._plan, captured, refused = Plan({}, (), frozenset()), {}, frozenset()
+            covered = self._plan.covered
+            wrong = refused | uncovered_by_value(
+                model, covered, captured, probe, COMPARED, relative
+            )
             if wrong:
-                self._plan = make_plan(model, probe, fewer, n, without=wrong)
+                self._plan = make_plan(model, probe, without=wrong)
         held_bytes = sum(form.nbytes for form in captured.values()) // n
         self._bytes = held_bytes + 4 * sum(model.selected[name].numel() for name in wrong)
-        covered = tuple(self._plan.covered)
         left = tuple(name for name in model.selected if name not in self._plan.covered)
-        self.coverage = Coverage(captured=covered, differentiated=left)
+        self.coverage = Coverage(captured=tuple(self._plan.covered), differentiated=left)
 
     @property
     def batch_size(self) -> int:
@@ -107,6 +115,9 @@ class GradientCapture:
         NonFiniteError
             If a risk is not finite; the message names the instances by ``ids``.
         """
+        again = batch
+        if self.coverage.differentiated:
+            again = copied(batch)  # a module may write to what it is given
         try:
             forms, refused = self._captured(batch, ids)
         except PlanMismatchError:
@@ -117,8 +128,10 @@ class GradientCapture:
             if name in refused or name not in self._plan.covered
         }
         if left:
-            gradients = vectorised_gradients(self.model, left, batch, len(ids))
-            forms |= {name: Dense(value.to(self.dtype)) for name, value in gradients.items()}
+            gradients = vectorised_gradients(self.model, left, again, len(ids))
+            forms |= {
+                name: Dense(value.detach().to(self.dtype)) for name, value in gradients.items()
+            }
         return forms
 
     def _captured(self, batch: Any, ids: Any) -> tuple[dict[str, Form], frozenset[str]]:
@@ -129,7 +142,11 @@ class GradientCapture:
         check_finite(risk.detach(), ids, "risk")
         if len(tap.events) != len(self._plan.steps):
             raise PlanMismatchError
-        return _Assembly(self._plan, tap, len(ids), self.dtype).gradients(risk)
+        try:
+            return _Assembly(self._plan, tap, len(ids), self.dtype).gradients(risk.sum())
+        except CheckpointError as error:
+            # Attention that was written out is not when a checkpoint computes it again.
+            raise PlanMismatchError from error
 
 
 class _Assembly:
@@ -143,16 +160,17 @@ class _Assembly:
         self._forms: dict[Key, list[Form]] = defaultdict(list)
         self._refused: set[str] = set()
 
+    @torch.no_grad()
     def gradients(self, risk: Tensor) -> tuple[dict[str, Form], frozenset[str]]:
         pairs = list(zip(self._plan.steps, self._tap.events, strict=True))
         met = [(step, event) for step, event in pairs if not step.derived]
         if met and risk.requires_grad:
             output_gradients = torch.autograd.grad(
-                risk.sum(), [event.edges[0] for _, event in met], allow_unused=True
+                risk, [event.edges[0] for _, event in met], allow_unused=True
             )
             for (step, event), gradient in zip(met, output_gradients, strict=True):
                 if gradient is not None:
-                    self._meet(step, event, gradient)
+                    self._meet(step, event, gradient.reshape(event.shapes[0]))
         for index in reversed(range(len(pairs))):
             if pairs[index][0].derived:
                 self._pull_back(index, pairs[index][1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from proponent.exceptions import InvalidInputError
-from proponent.gradients.fallback import instance_gradients, instance_of
+from proponent.gradients.fallback import Probe, instance_gradients
 from proponent.gradients.forms import Form
 from proponent.models.torch import TorchModel
 
@@ -36,29 +36,32 @@ class Coverage:
     differentiated: tuple[str, ...]
 
 
-def check_instances_apart(model: TorchModel, batch: Any, n: int) -> None:
+def check_instances_apart(
+    model: TorchModel, probe: Probe, compared: Sequence[int], relative: float
+) -> None:
     """Refuse a risk that depends on which other instances are in the batch.
+
+    The instances at the positions ``compared`` are looked at.
 
     Raises
     ------
     InvalidInputError
         If an instance's risk in the batch is not its risk alone.
     """
-    with torch.no_grad():
-        together = model.batch_risk(batch, n)
-        singles = [instance_of(batch, i, n) for i in range(n)]
-        try:
-            alone = torch.cat([model.batch_risk(single, 1) for single in singles])
-        except (RuntimeError, ValueError) as error:
-            raise InvalidInputError(
-                f"the risk can be had of a batch of {n} but not of one instance alone ({error}). "
-                "Influence needs a risk of each instance alone: look for a normalisation by batch "
-                "statistics (BatchNorm without running statistics)."
-            ) from error
+    chosen = list(compared)
+    together = model.plain_risk(probe.batch(), probe.n)[chosen]
+    try:
+        alone = torch.cat([model.plain_risk(probe.single(i), 1) for i in chosen])
+    except (RuntimeError, ValueError) as error:
+        raise InvalidInputError(
+            f"the risk can be had of a batch of {probe.n} but not of one instance alone ({error}). "
+            "Influence needs a risk of each instance alone: look for a normalisation by batch "
+            "statistics (BatchNorm without running statistics)."
+        ) from error
     if not (torch.isfinite(together).all() and torch.isfinite(alone).all()):
         return  # reported, with the instances' ids, where the risks are used
     scale = together.abs().max() + alone.abs().max()
-    if (together - alone).abs().max() > tolerance(model) * scale + 1e-12:
+    if (together - alone).abs().max() > relative * scale + 1e-12:
         raise InvalidInputError(
             "the risk of an instance changes with the other instances of its batch "
             f"({together.tolist()} together, {alone.tolist()} one by one). Influence needs a risk "
@@ -67,7 +70,7 @@ def check_instances_apart(model: TorchModel, batch: Any, n: int) -> None:
         )
 
 
-def check_last_layer(model: TorchModel, batch: Any, n: int) -> None:
+def check_last_layer(model: TorchModel, probe: Probe) -> None:
     """Refuse ``parameters="last"`` where the linear layer registered last does not run last.
 
     Raises
@@ -81,8 +84,8 @@ def check_last_layer(model: TorchModel, batch: Any, n: int) -> None:
         if isinstance(layer, nn.Linear)
     }
     watch = _LinearCalls()
-    with watch, torch.no_grad():
-        model.batch_risk(batch, n)
+    with watch:
+        model.plain_risk(probe.batch(), probe.n)
     ran = [names[identity] for identity in watch.weights if identity in names]
     chosen = next(name.rpartition(".")[0] for name in model.selected)
     if not ran or ran[-1] != chosen:
@@ -113,8 +116,9 @@ def uncovered_by_value(
     model: TorchModel,
     parameters: Mapping[str, Tensor],
     captured: Mapping[str, Form],
-    batch: Any,
-    n: int,
+    probe: Probe,
+    compared: Sequence[int],
+    relative: float,
 ) -> frozenset[str]:
     """Return the parameters whose captured gradient is not that of one pass an instance.
 
@@ -122,20 +126,32 @@ def uncovered_by_value(
     the difference is rounding, compared with itself or, where it cancels, with the whole
     gradient of the instance.
     """
-    relative, wrong = tolerance(model), set()
-    for i in range(n) if parameters else ():
-        expected = instance_gradients(model, parameters, instance_of(batch, i, n))
+    wrong = set()
+    for i in compared if parameters else ():
+        expected = instance_gradients(model, parameters, probe.single(i))
         norms = {name: gradient.norm() for name, gradient in expected.items()}
-        whole = torch.stack(list(norms.values())).norm()
+        finite = [norm for norm in norms.values() if torch.isfinite(norm)]
+        whole = torch.stack(finite).norm() if finite else 0.0
         for name, gradient in expected.items():
+            if not torch.isfinite(norms[name]):
+                continue  # nothing to compare with; refused, by its id, where it is used
             form = captured.get(name)
             found = 0.0 if form is None else form[i : i + 1].materialise()[0].to(gradient.dtype)
-            if (gradient - found).norm() > 10 * relative * norms[name] + relative * whole:
+            rounding = 10 * relative * norms[name] + relative * whole
+            if not (gradient - found).norm() <= rounding:
                 wrong.add(name)
     return frozenset(wrong)
 
 
-def tolerance(model: TorchModel) -> float:
-    """Return the relative difference that rounding can explain in the model's precision."""
-    coarsest = max(TOLERANCE.get(p.dtype, 1e-4) for p in model.selected.values())
-    return max(coarsest, TOLERANCE[torch.bfloat16] if torch.is_autocast_enabled() else 0.0)
+def tolerance(model: TorchModel, precisions: Collection[torch.dtype]) -> float:
+    """Return the relative difference that rounding can explain.
+
+    Parameters
+    ----------
+    model : TorchModel
+        Whose parameters' precision counts.
+    precisions : collection of dtypes
+        Those of intermediate results, which are coarser under autocast.
+    """
+    dtypes = {*precisions, *(p.dtype for p in model.selected.values())}
+    return max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes) or TOLERANCE[torch.float32]

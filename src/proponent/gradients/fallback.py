@@ -48,7 +48,7 @@ def separate_gradients(
         for name, tensor in parameters.items()
     }
     for i in range(n):
-        rows = instance_gradients(model, parameters, instance_of(batch, i, n))
+        rows = instance_gradients(model, parameters, copied(instance_of(batch, i, n)))
         for name, row in rows.items():
             gradients[name][i] = row
     return gradients
@@ -58,15 +58,58 @@ def instance_gradients(
     model: TorchModel, parameters: Mapping[str, Tensor], single: Any
 ) -> dict[str, Tensor]:
     """Return the gradient of ``parameters`` for a batch of one instance by a backward pass."""
-    risk = model.batch_risk(single, 1)
-    gradients = torch.autograd.grad(
-        risk.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True
+    risk = model.batch_risk(single, 1).sum()
+    if not risk.requires_grad:  # it depends on none of them
+        return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    found = torch.autograd.grad(
+        risk, list(parameters.values()), allow_unused=True, materialize_grads=True
     )
-    return dict(zip(parameters, gradients, strict=True))
+    dense = (gradient.to_dense() if gradient.is_sparse else gradient for gradient in found)
+    return dict(zip(parameters, dense, strict=True))
+
+
+class Probe:
+    """A few instances that a model is tried on, given anew each time.
+
+    Parameters
+    ----------
+    batch : batch
+        The prepared instances.
+    n : int
+        How many there are.
+    """
+
+    def __init__(self, batch: Any, n: int) -> None:
+        self._batch = batch
+        self.n = n
+
+    def batch(self, size: int | None = None) -> Any:
+        """Return a copy of the first ``size`` instances: a module may write to it."""
+        return copied(rows_of(self._batch, slice(0, size), self.n))
+
+    def single(self, i: int) -> Any:
+        """Return a copy of one instance as a batch of one."""
+        return copied(instance_of(self._batch, i, self.n))
+
+
+def copied(batch: Any) -> Any:
+    """Return a batch whose tensors are copies."""
+    return tree_map_only(Tensor, torch.clone, batch)
 
 
 def instance_of(batch: Any, i: int, n: int) -> Any:
     """Return instance ``i`` of a batch of n as a batch of one."""
+    return rows_of(batch, slice(i, i + 1), n)
+
+
+def rows_of(batch: Any, rows: slice, n: int) -> Any:
+    """Return some instances of a batch of n.
+
+    Raises
+    ------
+    InvalidInputError
+        If the batch is not made of tensors with the instances on their first axis.
+    """
     leaves, structure = tree_flatten(batch)
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != n:
@@ -75,7 +118,7 @@ def instance_of(batch: Any, i: int, n: int) -> Any:
                 f"{tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__} in a "
                 f"batch of {n}."
             )
-    return tree_unflatten([leaf[i : i + 1] for leaf in leaves], structure)
+    return tree_unflatten([leaf[rows] for leaf in leaves], structure)
 
 
 class _RiskModule(nn.Module):

@@ -1,6 +1,6 @@
 """Which calls of a forward pass use which parameters, and where the instances stand in them.
 
-A forward pass over three instances is compared with one over two: an axis that shrinks is the
+A forward pass over a few instances is compared with one over one fewer: an axis that shrinks is the
 axis of the instances, and a tensor that stays as it is was made from parameters alone.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proponent.gradients.fallback import Probe
 from proponent.gradients.rules import RULES, Layout, Rule
 from proponent.gradients.tap import Event, Key, Tap
 from proponent.models.torch import TorchModel
@@ -58,11 +59,13 @@ class Step:
 class Plan:
     """The calls that use the covered parameters, in order.
 
-    A covered parameter without a call is one that the risk does not depend on.
+    A covered parameter without a call is one that the risk does not depend on. ``precisions`` are
+    the dtypes that the calls gave.
     """
 
     covered: Mapping[str, Tensor]
     steps: tuple[Step, ...]
+    precisions: frozenset[torch.dtype]
 
     def tap(self) -> Tap:
         """Return a tap for one forward pass."""
@@ -74,32 +77,29 @@ class Plan:
         return self.steps[index]
 
 
-def make_plan(
-    model: TorchModel, probe: Any, fewer: Any, n: int, without: frozenset[str] = frozenset()
-) -> Plan:
+def make_plan(model: TorchModel, probe: Probe, without: frozenset[str] = frozenset()) -> Plan:
     """Plan the capture of the model's chosen parameters.
 
     Parameters
     ----------
     model : TorchModel
         The module, its risk and the chosen parameters.
-    probe, fewer : batches
-        Batches of n and of n - 1 instances.
-    n : int
-        Number of instances in ``probe``.
+    probe : Probe
+        A few instances.
     without : set of str
         Parameters not to cover.
     """
     parameters = {name: p for name, p in model.selected.items() if name not in without}
-    taps = []
-    for batch, size in ((probe, n), (fewer, n - 1)):
+    n, taps = probe.n, []
+    for size in (n, n - 1):
         tap = Tap(parameters, lambda index, event: True)
         with tap:
-            model.batch_risk(batch, size)
+            model.batch_risk(probe.batch(size), size)
         taps.append(tap)
     many, few = (tap.events for tap in taps)
+    precisions = frozenset(output.dtype for event in many for output in event.outputs)
     if [event.function for event in many] != [event.function for event in few]:
-        return Plan({}, ())
+        return Plan({}, (), precisions)
     roots: dict[Key, frozenset[str]] = {name: frozenset([name]) for name in parameters}
     steps: list[tuple[Step, frozenset[str]]] = []
     uncovered: set[str] = set()
@@ -123,7 +123,8 @@ def make_plan(
         if sources & uncovered:
             uncovered |= sources
     covered = {name: p for name, p in parameters.items() if name not in uncovered}
-    return Plan(covered, tuple(step for step, sources in steps if sources & covered.keys()))
+    kept = tuple(step for step, sources in steps if sources & covered.keys())
+    return Plan(covered, kept, precisions)
 
 
 def _batched_step(event: Event, smaller: Event, n: int) -> Step | None:

@@ -85,10 +85,20 @@ class Projection:
         return torch.zeros(n, self.k) if total is None else total
 
     def _project(self, name: str, form: Form) -> Tensor:
-        tokens = form.tokens() if self.kind == "kronecker" else None
-        if tokens is None or len(form.shape) < 2:
+        if self.kind != "kronecker" or len(form.shape) < 2:
             return self._dense(name, form)
         k_left, k_right = factor(self.k)
+        tokens = form.tokens()
+        if tokens is None:
+            # Projected as from its factors: another batch may have them.
+            rows, columns = form.shape[0], form.numel // form.shape[0]
+            left = self._normal(name, 0, rows, k_left, form.like)
+            right = self._normal(name, 1, columns, k_right, form.like)
+            parts = [
+                left.T @ block.flat().view(block.n, rows, columns) @ right
+                for block in Products(memory=max(1, self.memory)).blocks(form)
+            ]
+            return torch.cat(parts).flatten(1)
         total = form.like.new_zeros(form.n, k_left, k_right)
         for token in tokens:
             right = token.right @ self._normal(name, 1, token.right.shape[2], k_right, form.like)
@@ -103,7 +113,7 @@ class Projection:
     def _dense(self, name: str, form: Form) -> Tensor:
         rows = max(1, BLOCK_ENTRIES // self.k)
         projected = []
-        for instances in Products(memory=self.memory).blocks(form):
+        for instances in Products(memory=max(1, self.memory)).blocks(form):
             flat = instances.flat()
             parts = [
                 part @ self._normal(name, block, part.shape[1], self.k, form.like)

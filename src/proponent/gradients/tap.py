@@ -103,7 +103,7 @@ class Tap(TorchFunctionMode):
             args,
             kwargs,
             outputs,
-            tuple(get_gradient_edge(output) for output in outputs),
+            tuple(get_gradient_edge(_unviewed(output)) for output in outputs),
             tuple(output.shape for output in outputs),
         )
         index = len(self.events)
@@ -122,4 +122,17 @@ def _flat(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _carries_gradient(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
+    # Without a function behind it (a leaf, or within a custom function) no gradient goes on.
+    return isinstance(value, Tensor) and value.requires_grad and value.grad_fn is not None
+
+
+def _unviewed(output: Tensor) -> Tensor:
+    """Return the tensor that an output is merely a reshaped view of, or the output itself.
+
+    An operation in place on a view leaves the view's own node out of the graph.
+    """
+    base = output._base
+    if base is None or not base.requires_grad or base.grad_fn is None:
+        return output
+    whole = base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous()
+    return base if whole else output

@@ -175,7 +175,7 @@ def mse(output: Tensor, target: Tensor) -> Tensor:
 def bce_with_logits(output: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy of each instance from logits, mean over its outputs, ``(batch,)``."""
     target = _like(target, output, "bce_with_logits").to(output.dtype)
-    if ((target < 0) | (target > 1)).any():
+    if _any((target < 0) | (target > 1)):
         raise InvalidInputError("bce_with_logits: targets must lie between 0 and 1.")
     return _per_instance(
         functional.binary_cross_entropy_with_logits(output, target, reduction="none")
@@ -200,6 +200,13 @@ def _label_name(batch: Mapping[str, Any]) -> str:
     return name
 
 
+def _any(wrong: Tensor) -> bool:
+    try:
+        return bool(wrong.any())
+    except RuntimeError:
+        return False  # within vmap values cannot be looked at; the batch was, before
+
+
 def _per_instance(losses: Tensor) -> Tensor:
     return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
@@ -210,7 +217,7 @@ def _without_axis_1(logits: Tensor) -> torch.Size:
 
 def _check_labels(target: Tensor, kept: Tensor, classes: int) -> None:
     wrong = kept & ((target < 0) | (target >= classes))
-    if wrong.any():
+    if _any(wrong):
         raise InvalidInputError(
             f"cross_entropy: label {int(target[wrong][0])} is out of range for {classes} classes; "
             f"labels must be in 0 .. {classes - 1} (or {IGNORED_LABEL}, left out)."

@@ -81,8 +81,8 @@ class TorchModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating dtype of the selected parameters."""
-        return next(iter(self.selected.values())).dtype
+        """The floating dtype of the module: that of its first floating parameter."""
+        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
     def prepare(self, batch: Any) -> Any:
         """Move a batch to the module's device, its floating tensors to the module's dtype."""
@@ -116,6 +116,15 @@ class TorchModel:
             )
         return risk
 
+    def plain_risk(self, batch: Any, n: int) -> Tensor:
+        """Return :meth:`batch_risk` without a graph behind it, ``(n,)``."""
+        try:
+            with torch.no_grad():
+                return self.batch_risk(batch, n)
+        except RuntimeError:
+            # A risk may itself differentiate: a penalty on a gradient, say.
+            return self.batch_risk(batch, n).detach()
+
     def risks(self, data: Any, *, batch_size: int = 256) -> Tensor:
         """Return the risk of every instance in evaluation mode, ``(n,)``.
 
@@ -126,13 +135,13 @@ class TorchModel:
         """
         instances = Instances.of(data)
         risks = []
-        with self.evaluating(), torch.no_grad():
+        with self.evaluating():
             for start in range(0, len(instances), batch_size):
                 rows = range(len(instances))[start : start + batch_size]
                 batch = self.prepare(instances.batch(slice(rows.start, rows.stop)))
                 risks.append(
                     check_finite(
-                        self.batch_risk(batch, len(rows)),
+                        self.plain_risk(batch, len(rows)),
                         instances.ids[rows.start : rows.stop],
                         "risk",
                     )
@@ -154,6 +163,12 @@ class TorchModel:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        # An embedding with a largest norm writes to its weight whenever it is looked up.
+        rescaled = [
+            (module.weight, module.weight.detach().clone())
+            for module in self.module.modules()
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+        ]
         chosen = {id(parameter) for parameter in self.selected.values()}
         try:
             with fixed_randomness(), torch.enable_grad():
@@ -166,6 +181,8 @@ class TorchModel:
                 module.training = training
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+            for weight, content in rescaled:
+                weight.data.copy_(content)
             for owner, name, buffer, content in buffers:
                 owner[name] = buffer
                 if not torch.equal(buffer, content):

@@ -1,0 +1,220 @@
+"""The table of all methods: a row each, and the small tasks that every method has to manage.
+
+A new method gets a row in ``ROWS``. What a row studies is made by a :class:`Task`: a training
+set, a test set, and a network whose training was recorded.
+"""
+
+import copy
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+import proponent as pp
+
+Data = tuple[NDArray[Any], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in the contract.
+
+    Parameters
+    ----------
+    study : callable
+        Returns what ``fit`` takes, of a task.
+    settings : mapping
+        Hyperparameters that suit the tasks; the defaults where none is named.
+    memorizes : bool
+        Whether the method has ``memorization()``.
+    diagonal : bool
+        Whether that is the diagonal of the influence of the training set on itself.
+    any_test : bool
+        Whether it answers for any test set; otherwise only for the one given before training.
+    seeded : mapping
+        Settings under which its seed, where it has one, changes the numbers.
+    tolerance : float
+        How far numbers may be apart that are to be the same, norm-wise and relatively.
+    """
+
+    study: Callable[["Task"], Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    memorizes: bool = True
+    diagonal: bool = True
+    any_test: bool = True
+    seeded: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-12
+
+
+class Task:
+    """A network trained on a set; its training was recorded with ordinary and singleton batches.
+
+    Everything is in float64. The network has a batch normalisation with statistics of its own
+    and a dropout, and is left in training mode, as a user might.
+    """
+
+    def __init__(self, folder: Path, train: Data, test: Data, *, hidden: int, epochs: int) -> None:
+        self.folder = folder
+        self.train = train
+        self.test = test
+        self._hidden = hidden
+        self._epochs = epochs
+        self._trained: dict[int, nn.Module] = {}
+
+    def run(self, batch_size: int = 5) -> pp.TrainingRun:
+        """Return the recorded run, loaded into a network of its own."""
+        return pp.TrainingRun.load(self._path(batch_size), self._network(batch_size))
+
+    def model(self) -> pp.TorchModel:
+        """Return the trained network with its risk."""
+        return pp.TorchModel(self._network(5), loss="cross_entropy")
+
+    def _path(self, batch_size: int) -> Path:
+        return self.folder / f"batches of {batch_size}"
+
+    def _network(self, batch_size: int) -> nn.Module:
+        if batch_size not in self._trained:
+            self._trained[batch_size] = self._train(batch_size)
+        return copy.deepcopy(self._trained[batch_size])
+
+    def _train(self, batch_size: int) -> nn.Module:
+        torch.manual_seed(1)
+        features, hidden = self.train[0].shape[1], self._hidden
+        normalisation = nn.BatchNorm1d(hidden)
+        net = nn.Sequential(
+            nn.Linear(features, hidden),
+            normalisation,
+            nn.Tanh(),
+            nn.Dropout(0.2),
+            nn.Linear(hidden, 3),
+        ).double()
+        with torch.no_grad():
+            net(torch.as_tensor(self.train[0]))  # gives the normalisation its statistics
+        normalisation.eval()  # batches of one have none
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        order = torch.Generator().manual_seed(2)
+        loader = torch.utils.data.DataLoader(
+            pp.indexed(self.train), batch_size=batch_size, shuffle=True, generator=order
+        )
+        options: dict[str, Any] = {"train": self.train, "test": self.test, "every": 1}
+        with pp.Recorder(
+            self._path(batch_size), net, optimizer, loss="cross_entropy", **options
+        ) as recorder:
+            for _ in range(self._epochs):
+                for indices, x, y in loader:
+                    optimizer.zero_grad()
+                    functional.cross_entropy(net(x), y).backward()
+                    recorder.step(indices)
+                    optimizer.step()
+        optimizer.zero_grad()
+        return net.train()
+
+
+def small_task(folder: Path) -> Task:
+    """Return 13 training and 9 test instances without meaning."""
+    rng = np.random.default_rng(0)
+    sets = [(rng.normal(size=(n, 4)), rng.integers(0, 3, size=n)) for n in (13, 9)]
+    return Task(folder, *sets, hidden=6, epochs=2)
+
+
+@dataclass(frozen=True)
+class Flipped:
+    """Handwritten digits, one of which has the label of another class."""
+
+    task: Task
+    position: int  # of the flipped instance in the training set
+    alike: NDArray[np.int64]  # the training instances of its true class, itself among them
+
+
+def flipped_task(folder: Path, position: int = 4) -> Flipped:
+    """Return zeros, ones and twos with one wrong label; all tests are of its true class."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(n_class=3, return_X_y=True)
+    images = images / 16
+    train, true = images[:45], labels[:45]
+    given = true.copy()
+    given[position] = (true[position] + 1) % 3
+    tests = np.flatnonzero(labels[60:] == true[position])[:12] + 60
+    task = Task(folder, (train, given), (images[tests], labels[tests]), hidden=8, epochs=3)
+    return Flipped(task, position, np.flatnonzero(true == true[position]))
+
+
+ROWS: dict[str, Row] = {
+    "InfluenceFunctions": Row(
+        Task.model, {"weight_decay": 0.05}, seeded={"curvature": "fisher"}, tolerance=1e-9
+    ),
+    "IdealTracIn": Row(lambda task: task.run(batch_size=1), memorizes=False, any_test=False),
+    "TracIn": Row(Task.run),
+    "TracInCP": Row(Task.run),
+    "TracInLast": Row(Task.run),
+    # Memorization is exact, the scores are projected.
+    "TracInRP": Row(Task.run, {"k": 64}, diagonal=False),
+    "GAS": Row(Task.run),
+    "RenormalizedTracIn": Row(Task.run),
+    "GradientDot": Row(Task.model),
+    "GradientCosine": Row(Task.model),
+}
+
+
+def make(name: str, **settings: Any) -> pp.InfluenceMethod:
+    """Return a method, not fitted, with the settings of its row."""
+    method: pp.InfluenceMethod = getattr(pp, name)(**{**ROWS[name].settings, **settings})
+    return method
+
+
+def fitted(name: str, task: Task, *, ids: Any = None, **settings: Any) -> pp.InfluenceMethod:
+    """Return a method fitted to a task, to a network that nothing else holds."""
+    return make(name, **settings).fit(ROWS[name].study(task), task.train, ids=ids)
+
+
+def takes(name: str, setting: str) -> bool:
+    """Whether a method has a hyperparameter."""
+    return setting in make(name).get_params()
+
+
+def network_of(study: Any) -> nn.Module:
+    """Return the network of what a method studies."""
+    module: nn.Module = getattr(study, "model", study).module
+    return module
+
+
+def random_states() -> tuple[Any, ...]:
+    """Return the states of all global generators, short enough to be shown."""
+    _, key, *position = np.random.get_state()
+    parts = (
+        repr(random.getstate()),
+        f"{key.tolist()}, {position}",
+        repr(torch.get_rng_state().tolist()),
+    )
+    return tuple(hashlib.sha256(part.encode()).hexdigest()[:12] for part in parts)
+
+
+def state_of(module: nn.Module) -> dict[str, Any]:
+    """Return everything that a method has to leave as it was, to be compared by ``==``."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {
+        "tensors": {name: (id(t), t.data_ptr(), t.dtype, t.tolist()) for name, t in tensors},
+        "flags": {name: p.requires_grad for name, p in module.named_parameters()},
+        "gradients": {
+            name: None if p.grad is None else (id(p.grad), p.grad.tolist())
+            for name, p in module.named_parameters()
+        },
+        "modes": {name: part.training for name, part in module.named_modules()},
+        "attributes": {name: sorted(vars(part)) for name, part in module.named_modules()},
+        "tensor attributes": {name: sorted(vars(t)) for name, t in tensors},
+        "hooks": {
+            name: {key: list(value) for key, value in vars(part).items() if key.endswith("_hooks")}
+            for name, part in module.named_modules()
+        },
+        "random states": random_states(),
+        "autograd": (torch.is_grad_enabled(), torch.get_default_dtype()),
+    }
