@@ -101,3 +101,37 @@ def test_gradients_that_are_large_in_half_precision():
         return 100 * module(batch[0])[:, 0]
 
     check_gradients(module, (torch.full((N, 4), 5.0), labels()), risk=risk, tolerance=1e-2)
+
+
+def deep(width: int = 128) -> nn.Sequential:
+    """Return layers whose rounding shows: it differs between one instance and a batch."""
+    layers = [layer for _ in range(4) for layer in (nn.Linear(width, width), nn.Tanh())]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["frozen half", "frozen single", "autocast"])
+def test_coarse_body_under_a_fine_head(kind, seed):
+    """Rounding in layers that are not chosen is no mixing of instances."""
+    torch.manual_seed(seed)
+    body, head = deep(), nn.Linear(128, 4)
+    if kind == "frozen half":
+        body, head = body.bfloat16(), head.float()
+    elif kind == "frozen single":
+        body = body.float()
+    else:
+        body, head = body.float(), head.float()
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
+            hidden = self.body(x)
+        return self.head(10 * hidden.to(self.head.weight.dtype))
+
+    module = Written(forward, body=body.requires_grad_(kind == "autocast"), head=head)
+    capture = check_gradients(
+        module,
+        (torch.randn(N, 128), labels()),
+        parameters="last",
+        tolerance=1e-4 if kind == "frozen single" else 5e-2,
+    )
+    assert capture.dtype == head.weight.dtype

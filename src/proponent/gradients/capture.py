@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError
 
 from proponent.data import Instances
@@ -38,8 +39,8 @@ COMPARED = (0, 2, 4)
 
 # What the gradients of a batch are to take, and bounds of its size, where a size is chosen here:
 # large batches spare overhead until they leave the caches.
-BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
-BATCH_SIZES = (16, 512)
+BATCH_BYTES = {"cpu": 24 * 2**20, "cuda": 2**30}
+BATCH_SIZES = (32, 512)
 
 
 class GradientCapture:
@@ -71,7 +72,9 @@ class GradientCapture:
         if not len(instances):
             raise InvalidInputError("train: the set is empty; influence needs instances.")
         self.model = model
-        self.dtype = dtype or torch.promote_types(model.dtype, torch.float32)
+        self.dtype = dtype or torch.float32
+        for parameter in () if dtype else model.selected.values():
+            self.dtype = torch.promote_types(self.dtype, parameter.dtype)
         n = PROBE_INSTANCES
         # Not in ascending order, so that sorting would be noticed.
         rows = np.roll(np.linspace(0, len(instances) - 1, n).astype(int), 2)
@@ -83,9 +86,12 @@ class GradientCapture:
             if isinstance(model.parameters, str) and model.parameters == "last":
                 check_last_layer(model, probe)
             try:
-                captured, refused = self._captured(probe.batch(), instances.ids[rows])
+                batch = probe.batch()
+                versions = _versions(batch)
+                captured, refused = self._captured(batch, instances.ids[rows])
             except PlanMismatchError:
                 self._plan, captured, refused = Plan({}, (), frozenset()), {}, frozenset()
+            self._writes = _versions(batch) != versions
             covered = self._plan.covered
             wrong = refused | uncovered_by_value(
                 model, covered, captured, probe, COMPARED, relative
@@ -116,7 +122,7 @@ class GradientCapture:
             If a risk is not finite; the message names the instances by ``ids``.
         """
         again = batch
-        if self.coverage.differentiated:
+        if self._writes or self.coverage.differentiated:
             again = copied(batch)  # a module may write to what it is given
         try:
             forms, refused = self._captured(batch, ids)
@@ -143,10 +149,15 @@ class GradientCapture:
         if len(tap.events) != len(self._plan.steps):
             raise PlanMismatchError
         try:
-            return _Assembly(self._plan, tap, len(ids), self.dtype).gradients(risk.sum())
+            return _Assembly(self._plan, tap, len(ids), self.dtype).gradients(risk)
         except CheckpointError as error:
             # Attention that was written out is not when a checkpoint computes it again.
             raise PlanMismatchError from error
+
+
+def _versions(batch: Any) -> list[int]:
+    """Return how often each tensor of a batch has been written to."""
+    return [leaf._version for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 class _Assembly:
@@ -165,9 +176,25 @@ class _Assembly:
         pairs = list(zip(self._plan.steps, self._tap.events, strict=True))
         met = [(step, event) for step, event in pairs if not step.derived]
         if met and risk.requires_grad:
-            output_gradients = torch.autograd.grad(
-                risk, [event.edges[0] for _, event in met], allow_unused=True
+            edges = [event.edges[0] for _, event in met]
+            doubtful = [place for place, (_, event) in enumerate(met) if event.rearranged]
+            weights = torch.linspace(1, 2, self._n, dtype=risk.dtype, device=risk.device)
+            weighted = (
+                torch.autograd.grad(
+                    risk,
+                    [edges[place] for place in doubtful],
+                    weights,
+                    allow_unused=True,
+                    retain_graph=True,
+                )
+                if doubtful
+                else ()
             )
+            output_gradients = torch.autograd.grad(
+                risk, edges, torch.ones_like(risk), allow_unused=True
+            )
+            for place, scaled in zip(doubtful, weighted, strict=True):
+                self._check_rows(*met[place], output_gradients[place], scaled, weights)
             for (step, event), gradient in zip(met, output_gradients, strict=True):
                 if gradient is not None:
                     self._meet(step, event, gradient.reshape(event.shapes[0]))
@@ -180,6 +207,31 @@ class _Assembly:
             if self._forms[name] and name not in self._refused
         }
         return forms, frozenset(self._refused)
+
+    def _check_rows(
+        self,
+        step: Step,
+        event: Event,
+        gradient: Tensor | None,
+        weighted: Tensor | None,
+        weights: Tensor,
+    ) -> None:
+        """Make sure that each row of an output belongs to the instance whose place it has.
+
+        The gradient of ``sum_i w_i risk_i`` is ``w_i`` times that of ``sum_i risk_i`` in the rows
+        of instance i, and in no others.
+        """
+        if gradient is None or weighted is None or step.output is None:
+            return
+        shape = event.shapes[0]
+        rows = step.output.first(gradient.reshape(shape), self._n).flatten(1)
+        found = step.output.first(weighted.reshape(shape), self._n).flatten(1)
+        expected = rows * weights.to(rows.dtype)[:, None]
+        norms = expected.norm(dim=1)
+        # Neighbouring weights differ by 1/n; what is not a number counts as wrong.
+        allowed = 0.1 / self._n * norms + 1e-6 * norms.max()
+        if not ((found - expected).norm(dim=1) <= allowed).all():
+            raise PlanMismatchError
 
     def _meet(self, step: Step, event: Event, gradient: Tensor) -> None:
         """Add the gradients of the followed arguments of a call that met the data."""

@@ -153,5 +153,6 @@ def tolerance(model: TorchModel, precisions: Collection[torch.dtype]) -> float:
     precisions : collection of dtypes
         Those of intermediate results, which are coarser under autocast.
     """
-    dtypes = {*precisions, *(p.dtype for p in model.selected.values())}
+    # Of all parameters: those that are not chosen round too.
+    dtypes = {*precisions, *(p.dtype for p in model.module.parameters())}
     return max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes) or TOLERANCE[torch.float32]

@@ -26,7 +26,8 @@ def vectorised_gradients(
     risky = _RiskModule(model.module, model.risk)
 
     def instance_risk(values: dict[str, Tensor], instance: Any) -> Tensor:
-        single = tree_map_only(Tensor, lambda tensor: tensor.unsqueeze(0), instance)
+        # Copies: vmap may give up after the module has written to its input.
+        single = tree_map_only(Tensor, lambda tensor: tensor.unsqueeze(0).clone(), instance)
         risk: Tensor = functional_call(risky, values, (single,))
         return risk.sum()
 

@@ -38,7 +38,10 @@ class Projection:
         ``rademacher``: entries :math:`\pm 1/\sqrt{k}`; the variance is smaller by
         :math:`2\sum_j g_j^2 g_j'^2/k`. ``kronecker``: a matrix parameter is projected on both
         sides, :math:`P_o G P_i^T`, by Gaussian factors, straight from the factors of its
-        gradient, at about twice the variance; other parameters as ``gaussian``.
+        gradient; other parameters as ``gaussian``. The variance is larger and falls only with
+        the root of k: for the squared norm of a rank-one gradient of norm 1 it is
+        :math:`(1 + 2/k_o)(1 + 2/k_i) - 1`, with :math:`k_o k_i = k`, where ``gaussian`` has
+        :math:`2/k`.
     seed : int or str
         Fixes the projection.
     memory : int
