@@ -398,3 +398,8 @@ def test_batches_put_together_are_the_set(n, data):
     batches = [instances.batch(slice(start, start + size)) for start in range(0, n, size)]
     assert torch.equal(torch.cat([batch[0] for batch in batches]), torch.as_tensor(x))
     assert torch.equal(torch.cat([batch[1] for batch in batches]), torch.as_tensor(y))
+
+
+def test_arrays_are_not_collated():
+    with pytest.raises(InvalidInputError, match="collate: train is made of arrays"):
+        Instances.of((np.zeros((3, 2)), np.zeros(3)), collate=list)

@@ -109,6 +109,10 @@ class Instances:
                 f"{type(data).__name__}. Iterable-style sets and data loaders hide the order of "
                 f"the instances: pass the data set behind the loader."
             )
+        if collate is not None:
+            raise InvalidInputError(
+                f"collate: {role} is made of arrays; only map-style data sets are collated."
+            )
         chosen = _frame_index(data, n) if ids is None else _ids(ids, n, role)
         return cls(columns, chosen)
 

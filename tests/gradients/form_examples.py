@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from proponent.gradients.convolution import Geometry
-from proponent.gradients.forms import Convolution, Dense, Form, Lookup, Outer, Uses
+from proponent.gradients.convolution import Convolution, Geometry
+from proponent.gradients.forms import Dense, Form, Lookup, Outer, Uses
 
 SHAPE = torch.Size((4, 6))  # also read as (4, 2, 3): a kernel of two channels and width three
 KERNEL = torch.Size((4, 2, 3))

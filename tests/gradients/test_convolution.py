@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from proponent.gradients import convolution
-from proponent.gradients.convolution import Geometry, convolution_weight_gradients
-from proponent.gradients.forms import Convolution
+from proponent.gradients.convolution import Convolution, Geometry, convolution_weight_gradients
 
 CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 

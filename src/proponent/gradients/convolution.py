@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
+
+from proponent.gradients.forms import Form, column, largest
+from proponent.gradients.tokens import Tokens
 
 # Above this many entries a kernel's gradients are formed one instance at a time: a grouped
 # convolution over the whole batch is faster for small kernels and slower for large ones.
@@ -90,3 +95,65 @@ def _grouped(
     )
     result: Tensor = gradients.view(n, *shape)
     return result
+
+
+@dataclass(frozen=True)
+class Convolution(Form):
+    """Gradients of a convolution's kernel from its input and its output gradient."""
+
+    inputs: Tensor
+    output_gradients: Tensor
+    shape: torch.Size
+    geometry: Geometry
+
+    @property
+    @override
+    def n(self) -> int:
+        return len(self.inputs)
+
+    @property
+    @override
+    def positions(self) -> int:
+        return math.prod(self.output_gradients.shape[2:]) if self.geometry.groups == 1 else 0
+
+    @property
+    @override
+    def width(self) -> int:
+        return self.shape[0] + math.prod(self.shape[1:])
+
+    @property
+    @override
+    def like(self) -> Tensor:
+        return self.output_gradients
+
+    @override
+    def __getitem__(self, rows: slice) -> Convolution:
+        return replace(self, inputs=self.inputs[rows], output_gradients=self.output_gradients[rows])
+
+    @override
+    def materialise(self) -> Tensor:
+        return convolution_weight_gradients(
+            self.inputs, self.output_gradients, self.shape, self.geometry
+        )
+
+    @property
+    @override
+    def magnitude(self) -> Tensor:
+        return largest(self.inputs) * largest(self.output_gradients)
+
+    @override
+    def scaled(self, weights: Tensor) -> Convolution:
+        shaped = column(weights, self.output_gradients.ndim)
+        return replace(self, output_gradients=self.output_gradients * shaped)
+
+    @property
+    @override
+    def materialise_cost(self) -> float:
+        return float(math.prod(self.output_gradients.shape[2:]) * self.numel)
+
+    @override
+    def tokens(self) -> list[Tokens] | None:
+        if self.geometry.groups > 1:
+            return None
+        patches = self.geometry.unfold(self.inputs, self.shape[2:])
+        return [Tokens(self.output_gradients.flatten(2).mT, patches)]

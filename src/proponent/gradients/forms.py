@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from proponent.gradients.convolution import Geometry, convolution_weight_gradients
 from proponent.gradients.tokens import Tokens
 
 
@@ -131,11 +130,11 @@ class Dense(Form):
     @property
     @override
     def magnitude(self) -> Tensor:
-        return _largest(self.gradients)
+        return largest(self.gradients)
 
     @override
     def scaled(self, weights: Tensor) -> Dense:
-        return Dense(self.gradients * _column(weights, self.gradients.ndim))
+        return Dense(self.gradients * column(weights, self.gradients.ndim))
 
     @property
     @override
@@ -186,7 +185,7 @@ class Outer(Form):
     @property
     @override
     def magnitude(self) -> Tensor:
-        return _largest(self.left) * _largest(self.right)
+        return largest(self.left) * largest(self.right)
 
     @override
     def scaled(self, weights: Tensor) -> Outer:
@@ -260,7 +259,7 @@ class Lookup(Form):
     @property
     @override
     def magnitude(self) -> Tensor:
-        return _largest(self.right)
+        return largest(self.right)
 
     @override
     def scaled(self, weights: Tensor) -> Lookup:
@@ -290,68 +289,6 @@ class Lookup(Form):
     @override
     def contract_cost(self, k: int) -> float:
         return float(k * self.positions * self.shape[1])
-
-
-@dataclass(frozen=True)
-class Convolution(Form):
-    """Gradients of a convolution's kernel from its input and its output gradient."""
-
-    inputs: Tensor
-    output_gradients: Tensor
-    shape: torch.Size
-    geometry: Geometry
-
-    @property
-    @override
-    def n(self) -> int:
-        return len(self.inputs)
-
-    @property
-    @override
-    def positions(self) -> int:
-        return math.prod(self.output_gradients.shape[2:]) if self.geometry.groups == 1 else 0
-
-    @property
-    @override
-    def width(self) -> int:
-        return self.shape[0] + math.prod(self.shape[1:])
-
-    @property
-    @override
-    def like(self) -> Tensor:
-        return self.output_gradients
-
-    @override
-    def __getitem__(self, rows: slice) -> Convolution:
-        return replace(self, inputs=self.inputs[rows], output_gradients=self.output_gradients[rows])
-
-    @override
-    def materialise(self) -> Tensor:
-        return convolution_weight_gradients(
-            self.inputs, self.output_gradients, self.shape, self.geometry
-        )
-
-    @property
-    @override
-    def magnitude(self) -> Tensor:
-        return _largest(self.inputs) * _largest(self.output_gradients)
-
-    @override
-    def scaled(self, weights: Tensor) -> Convolution:
-        column = _column(weights, self.output_gradients.ndim)
-        return replace(self, output_gradients=self.output_gradients * column)
-
-    @property
-    @override
-    def materialise_cost(self) -> float:
-        return float(math.prod(self.output_gradients.shape[2:]) * self.numel)
-
-    @override
-    def tokens(self) -> list[Tokens] | None:
-        if self.geometry.groups > 1:
-            return None
-        patches = self.geometry.unfold(self.inputs, self.shape[2:])
-        return [Tokens(self.output_gradients.flatten(2).mT, patches)]
 
 
 @dataclass(frozen=True)
@@ -453,9 +390,11 @@ def summed(forms: list[Form]) -> Form:
     return Uses(tuple(forms))
 
 
-def _largest(values: Tensor) -> Tensor:
+def largest(values: Tensor) -> Tensor:
+    """Return the largest magnitude of each row's entries, (n,)."""
     return values.abs().reshape(len(values), -1).amax(1)
 
 
-def _column(weights: Tensor, ndim: int) -> Tensor:
+def column(weights: Tensor, ndim: int) -> Tensor:
+    """View weights (n,) so that they multiply the rows of a tensor of ``ndim`` axes."""
     return weights.view(-1, *[1] * (ndim - 1))

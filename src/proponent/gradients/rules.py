@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from proponent.gradients.convolution import Geometry
-from proponent.gradients.forms import Convolution, Dense, Form, Lookup, Outer
+from proponent.gradients.convolution import Convolution, Geometry
+from proponent.gradients.forms import Dense, Form, Lookup, Outer
 
 Arguments = Mapping[str, Any]
 
