@@ -152,6 +152,24 @@ ROWS: dict[str, Row] = {
     "InfluenceFunctions": Row(
         Task.model, {"weight_decay": 0.05}, seeded={"curvature": "fisher"}, tolerance=1e-9
     ),
+    "ArnoldiIF": Row(
+        Task.model,
+        {"rank": 20, "iterations": 40, "weight_decay": 0.05},
+        seeded={"curvature": "fisher"},
+        tolerance=1e-7,
+    ),
+    "RelatIF": Row(
+        Task.model, {"weight_decay": 0.05}, seeded={"curvature": "fisher"}, tolerance=1e-9
+    ),
+    "RenormalizedIF": Row(
+        Task.model, {"weight_decay": 0.05}, seeded={"curvature": "fisher"}, tolerance=1e-9
+    ),
+    "RescaledIF": Row(
+        Task.model,
+        {"weight_decay": 0.05},
+        seeded={"solver": "ekfac", "damping": 1.0},
+        tolerance=1e-9,
+    ),
     "IdealTracIn": Row(lambda task: task.run(batch_size=1), memorizes=False, any_test=False),
     "TracIn": Row(Task.run),
     "TracInCP": Row(Task.run),

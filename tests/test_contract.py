@@ -350,9 +350,9 @@ def test_a_method_that_is_not_fitted_says_what_it_needs(name: str, task: Task) -
 
 @pytest.mark.parametrize("kind", ["number", "module", "estimator"])
 def test_the_wrong_kind_of_model_is_told_what_is_needed(name: str, task: Task, kind: str) -> None:
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.cluster import KMeans
 
-    wrong = {"number": 3, "module": torch.nn.Linear(4, 3), "estimator": LogisticRegression()}
+    wrong = {"number": 3, "module": torch.nn.Linear(4, 3), "estimator": KMeans()}
     method = make(name)
     with pytest.raises(InvalidInputError) as caught:
         method.fit(wrong[kind], task.train)

@@ -29,6 +29,10 @@ _EXPORTS: dict[str, str] = {
     "TransformersRecorder": "proponent.models.callbacks",
     # section 5.1: static
     "InfluenceFunctions": "proponent.static.influence_functions",
+    "ArnoldiIF": "proponent.static.arnoldi_if",
+    "RelatIF": "proponent.static.relatif",
+    "RenormalizedIF": "proponent.static.renormalized_if",
+    "RescaledIF": "proponent.static.rescaled_if",
     # section 5.2: dynamic
     "IdealTracIn": "proponent.dynamic.ideal_tracin",
     "TracIn": "proponent.dynamic.tracin",
@@ -59,11 +63,16 @@ if TYPE_CHECKING:
     from proponent.models.recorder import Recorder, indexed
     from proponent.models.run import TrainingRun
     from proponent.models.torch import TorchModel
+    from proponent.static.arnoldi_if import ArnoldiIF
     from proponent.static.influence_functions import InfluenceFunctions
+    from proponent.static.relatif import RelatIF
+    from proponent.static.renormalized_if import RenormalizedIF
+    from proponent.static.rescaled_if import RescaledIF
     from proponent.top import TopInfluence
 
 __all__ = [
     "GAS",
+    "ArnoldiIF",
     "EveryKth",
     "GradientCosine",
     "GradientDot",
@@ -76,7 +85,10 @@ __all__ = [
     "LightningRecorder",
     "MethodCard",
     "Recorder",
+    "RelatIF",
+    "RenormalizedIF",
     "RenormalizedTracIn",
+    "RescaledIF",
     "TopInfluence",
     "TorchModel",
     "TracIn",

@@ -39,6 +39,8 @@ class Instances:
     collate : callable, optional
         Turns a list of items of a map-style data set into a batch; the default is
         ``torch.utils.data.default_collate``.
+    feature_names : tuple, optional
+        Names of the first column's features, where it was a data frame.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class Instances:
         source: Any,
         ids: NDArray[Any],
         collate: Callable[[list[Any]], Any] | None = None,
+        feature_names: tuple[Any, ...] = (),
     ) -> None:
         self._source = source
+        self.feature_names = feature_names
         self._columns = isinstance(source, (tuple, dict))
         self._collate = collate
         ids.setflags(write=False)
@@ -86,7 +90,9 @@ class Instances:
             return (
                 data
                 if ids is None
-                else cls(data._source, _ids(ids, len(data), role), data._collate)
+                else cls(
+                    data._source, _ids(ids, len(data), role), data._collate, data.feature_names
+                )
             )
         pair = isinstance(data, list) and len(data) == 2 and all(map(_is_column, data))
         if pair or (isinstance(data, tuple) and data):
@@ -114,7 +120,8 @@ class Instances:
                 f"collate: {role} is made of arrays; only map-style data sets are collated."
             )
         chosen = _frame_index(data, n) if ids is None else _ids(ids, n, role)
-        return cls(columns, chosen)
+        first = data[0] if isinstance(data, (tuple, list)) else data
+        return cls(columns, chosen, feature_names=tuple(getattr(first, "columns", ())))
 
     def __len__(self) -> int:
         """Return the number of instances."""
@@ -173,7 +180,9 @@ class Instances:
         positions = np.arange(len(self))[indices]
         if isinstance(self._source, tuple):
             return Instances(
-                tuple(_take(column, positions) for column in self._source), self.ids[positions]
+                tuple(_take(column, positions) for column in self._source),
+                self.ids[positions],
+                feature_names=self.feature_names,
             )
         if isinstance(self._source, dict):
             columns = {key: _take(column, positions) for key, column in self._source.items()}

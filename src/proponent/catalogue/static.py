@@ -42,21 +42,6 @@ STATIC: tuple[MethodCard, ...] = (
         original_sign="the opposite: positive was harmful",
     ),
     _influence(
-        name="ArnoldiIF",
-        survey_name="Arnoldi IF",
-        title="Arnoldi-Based Influence Functions",
-        section="5.1.1.3",
-        equations="33, 34",
-        paper="Schioppa et al., AAAI 2022",
-        full_complexity="O(rbp + r^2 p + nkp), r iterations, k eigenvectors",
-        incremental_complexity="O(kp + nk)",
-        space_complexity="O(rp)",
-        storage_complexity="O(kp + nk)",
-        estimates_loo=True,
-        group=True,
-        original_sign="the same, without the factor 1/n",
-    ),
-    _influence(
         name="GroupIF",
         survey_name="Group IF",
         title="Group Influence Functions",
@@ -75,25 +60,6 @@ STATIC: tuple[MethodCard, ...] = (
         incremental_complexity="O(p) a group",
         estimates_loo=True,
         group=True,
-    ),
-    # Remark 9 keeps the complexity of influence functions, but eq. (65) solves once for every
-    # training instance: only a factored inverse keeps it.
-    _influence(
-        name="RelatIF",
-        survey_name="RelatIF",
-        title="Relative Influence Functions",
-        section="5.3",
-        equations="65",
-        paper="Barshan, Brunet and Dziugaite, AISTATS 2020",
-        full_complexity="O(n^2 p), or O(np) with a factored inverse",
-    ),
-    _influence(
-        name="RenormalizedIF",
-        survey_name="Renorm. IF",
-        title="Renormalized Influence Functions",
-        section="5.3",
-        equations="68",
-        paper="Hammoudeh and Lowd, CCS 2022",
     ),
     # Only the loss has to be differentiable (Table 1's asterisk).
     _representer(

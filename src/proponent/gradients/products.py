@@ -114,9 +114,14 @@ def unit_scaled(gradients: Gradients) -> dict[str, Form]:
     """
     if not gradients:
         return {}
-    bounds = torch.stack([form.magnitude for form in gradients.values()]).amax(0)
+    bounds = entry_bounds(gradients)
     weights = torch.where(bounds > 0, 1 / torch.where(bounds > 0, bounds, 1), 1)
     return {name: form.scaled(weights.to(form.like.dtype)) for name, form in gradients.items()}
+
+
+def entry_bounds(gradients: Gradients) -> Tensor:
+    """Return a bound of the entries of each gradient, (n,); 0 for a zero gradient."""
+    return torch.stack([form.magnitude for form in gradients.values()]).amax(0)
 
 
 def out_of_range(squares: Tensor) -> bool:

@@ -93,10 +93,10 @@ class ParameterSpace:
             columns.append(part.reshape(k, -1).to(dtype=self.dtype, device=self.device))
         return torch.cat(columns, 1)
 
-    def unflatten(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Cut vectors (k, p) into parameters, each ``(k, *shape)``: views, not copies."""
+    def unflatten(self, vectors: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Cut vectors (k, p) into parameters, each ``(k, *shape)``: views unless cast."""
         self.check(vectors)
-        columns = vectors.split(self._lengths, 1)
+        columns = vectors.to(dtype or vectors.dtype).split(self._lengths, 1)
         return {
             name: column.reshape(len(vectors), *shape)
             for name, shape, column in zip(self.names, self.shapes, columns, strict=True)
@@ -107,6 +107,17 @@ class ParameterSpace:
         if not forms:
             return torch.zeros(n, self.size, dtype=self.dtype, device=self.device)
         return self.flatten({name: form.materialise() for name, form in forms.items()})
+
+    def gradient_sum(self, forms: Mapping[str, Form], n: int) -> Tensor:
+        """Return the sum of the captured gradients of n instances, ``(1, p)``."""
+        if not forms:
+            return torch.zeros(1, self.size, dtype=self.dtype, device=self.device)
+        return self.flatten(
+            {
+                name: form.weighted_sum(torch.ones(1, n, dtype=form.like.dtype, device=self.device))
+                for name, form in forms.items()
+            }
+        )
 
     def check(self, vectors: Tensor, name: str = "vectors") -> Tensor:
         """Return vectors (k, p) in the space's precision and on its device.
