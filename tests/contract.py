@@ -41,6 +41,8 @@ class Row:
         Whether it answers for any test set; otherwise only for the one given before training.
     seeded : mapping
         Settings under which its seed, where it has one, changes the numbers.
+    own_groups : bool
+        Whether it answers for groups although their influence is no sum.
     tolerance : float
         How far numbers may be apart that are to be the same, norm-wise and relatively.
     """
@@ -51,6 +53,7 @@ class Row:
     diagonal: bool = True
     any_test: bool = True
     seeded: Mapping[str, Any] = field(default_factory=dict)
+    own_groups: bool = False
     tolerance: float = 1e-12
 
 
@@ -168,6 +171,22 @@ ROWS: dict[str, Row] = {
         Task.model,
         {"weight_decay": 0.05},
         seeded={"solver": "ekfac", "damping": 1.0},
+        tolerance=1e-9,
+    ),
+    "FastIF": Row(
+        Task.model,
+        {"weight_decay": 0.05, "solver": "explicit"},
+        seeded={"curvature": "fisher"},
+        tolerance=1e-9,
+    ),
+    "GroupIF": Row(
+        Task.model, {"weight_decay": 0.05}, seeded={"curvature": "fisher"}, tolerance=1e-9
+    ),
+    "SecondOrderGroupIF": Row(
+        Task.model,
+        {"weight_decay": 0.05},
+        seeded={"curvature": "fisher"},
+        own_groups=True,
         tolerance=1e-9,
     ),
     "IdealTracIn": Row(lambda task: task.run(batch_size=1), memorizes=False, any_test=False),

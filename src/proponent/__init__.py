@@ -29,7 +29,10 @@ _EXPORTS: dict[str, str] = {
     "TransformersRecorder": "proponent.models.callbacks",
     # section 5.1: static
     "InfluenceFunctions": "proponent.static.influence_functions",
+    "FastIF": "proponent.static.fastif",
     "ArnoldiIF": "proponent.static.arnoldi_if",
+    "GroupIF": "proponent.static.group_influence",
+    "SecondOrderGroupIF": "proponent.static.group_influence",
     "RelatIF": "proponent.static.relatif",
     "RenormalizedIF": "proponent.static.renormalized_if",
     "RescaledIF": "proponent.static.rescaled_if",
@@ -64,6 +67,8 @@ if TYPE_CHECKING:
     from proponent.models.run import TrainingRun
     from proponent.models.torch import TorchModel
     from proponent.static.arnoldi_if import ArnoldiIF
+    from proponent.static.fastif import FastIF
+    from proponent.static.group_influence import GroupIF, SecondOrderGroupIF
     from proponent.static.influence_functions import InfluenceFunctions
     from proponent.static.relatif import RelatIF
     from proponent.static.renormalized_if import RenormalizedIF
@@ -74,8 +79,10 @@ __all__ = [
     "GAS",
     "ArnoldiIF",
     "EveryKth",
+    "FastIF",
     "GradientCosine",
     "GradientDot",
+    "GroupIF",
     "IdealTracIn",
     "Influence",
     "InfluenceFunctions",
@@ -89,6 +96,7 @@ __all__ = [
     "RenormalizedIF",
     "RenormalizedTracIn",
     "RescaledIF",
+    "SecondOrderGroupIF",
     "TopInfluence",
     "TorchModel",
     "TracIn",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,25 @@ from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError, MethodCapabilityError, NonFiniteError
 
+Fit = TypeVar("Fit", bound=Callable[..., Any])
+
 NAMED = 10  # instances that a message names
+
+
+def all_or_nothing(fit: Fit) -> Fit:
+    """Return a ``fit`` that leaves the method as it was where it fails or is interrupted."""
+
+    @wraps(fit)
+    def fitted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return fitted  # type: ignore[return-value]
 
 
 def shard_rows(n: int, shard: tuple[int, int] | None) -> range:

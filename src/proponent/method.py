@@ -42,7 +42,7 @@ class InfluenceMethod(Parameterised, ABC):
     A subclass implements
 
     - ``fit(model, train, *, ids=None)``: sets ``train_`` (an :class:`Instances`) and what a
-      query needs, and returns ``self``;
+      query needs, and returns ``self``; if it fails, the method is as it was before;
     - ``_query(instances)``: what is computed once for a test set, as any object;
     - ``_scores(query, rows)``: the scores of the training instances at positions ``rows``,
       a float array ``(n_test, len(rows))``;
@@ -73,8 +73,10 @@ class InfluenceMethod(Parameterised, ABC):
     train_: Instances
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Enter a class with its own card in the registry."""
+        """Enter a class with its own card in the registry; make its ``fit`` all or nothing."""
         super().__init_subclass__(**kwargs)
+        if "fit" in cls.__dict__:
+            cls.fit = checks.all_or_nothing(cls.fit)  # type: ignore[method-assign]
         if "card" in cls.__dict__:
             register(cls)
 
@@ -319,12 +321,10 @@ class InfluenceMethod(Parameterised, ABC):
 
     def _joint(self, instances: Instances, rows: range) -> Influence:
         query, n_test = self._joint_query(instances), len(instances)
-        kind = type(self)
+        kind, base = type(self), InfluenceMethod
         errors: NDArray[np.floating[Any]] | None = None
-        if (
-            kind._joint_query is InfluenceMethod._joint_query
-            and kind._joint_scores is InfluenceMethod._joint_scores
-        ):
+        own = kind._joint_query, kind._joint_scores
+        if own == (base._joint_query, base._joint_scores):
             # These hold the scores of every test instance, so they go block by block.
             values, errors = self._joint_by_block(query, instances, rows)
         else:
@@ -370,7 +370,7 @@ class InfluenceMethod(Parameterised, ABC):
         errors: NDArray[np.floating[Any]] | None,
         diagnostics: dict[str, Any],
     ) -> Influence:
-        values.setflags(write=False)  # handed over, so that no copy is made
+        values.setflags(write=False)  # handed over
         return Influence(
             values,
             train_ids=self._ids(rows),

@@ -222,3 +222,14 @@ def test_settings_that_do_not_go_together_are_refused(network) -> None:
         pp.InfluenceFunctions("gram_dual", curvature="fisher", damping=0.0).fit(
             network.model, network.train
         )
+
+
+def test_a_fit_that_fails_late_leaves_the_method_as_it_was(network) -> None:
+    method = pp.InfluenceFunctions(damping=SHIFT).fit(network.model, network.train)
+    before = method.influence(network.test).values
+    X, y = network.train
+    with pytest.raises(SolveError):
+        method.set_params(solver="explicit", curvature="hessian", damping=0.0)
+        method.fit(network.model, (X[:10], y[:10]))
+    method.set_params(solver="auto", curvature="ggn", damping=SHIFT)
+    assert close(method.influence(network.test).values, before, 1e-14)

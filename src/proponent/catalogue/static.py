@@ -6,16 +6,6 @@ from functools import partial
 
 from proponent.card import MethodCard
 
-_influence = partial(
-    MethodCard,
-    family="static",
-    needs="a trained torch module with its per-instance risk (pp.TorchModel)",
-    full_complexity="O(np)",
-    incremental_complexity="O(np)",
-    space_complexity="O(n + p)",
-    storage_complexity="0",
-    assumes=("differentiable", "convex", "stationary"),
-)
 _representer = partial(
     MethodCard,
     family="static",
@@ -28,39 +18,6 @@ _representer = partial(
 )
 
 STATIC: tuple[MethodCard, ...] = (
-    _influence(
-        name="FastIF",
-        survey_name="FastIF",
-        title="Fast Influence Functions",
-        section="5.1.1.3",
-        equations="33, 34",
-        paper="Guo et al., EMNLP 2021",
-        incremental_complexity="O(kp), k neighbours scored",
-        space_complexity="O(nd + p), d features",
-        storage_complexity="O(nd)",
-        estimates_loo=True,
-        original_sign="the opposite: positive was harmful",
-    ),
-    _influence(
-        name="GroupIF",
-        survey_name="Group IF",
-        title="Group Influence Functions",
-        section="5.1.1.3",
-        equations="35",
-        paper="Koh et al., NeurIPS 2019",
-        estimates_loo=True,
-        group=True,
-    ),
-    _influence(
-        name="SecondOrderGroupIF",
-        survey_name="Second-Order IF",
-        title="Second-Order Group Influence Functions",
-        section="5.1.1.3",
-        paper="Basu, You and Feizi, ICML 2020",
-        incremental_complexity="O(p) a group",
-        estimates_loo=True,
-        group=True,
-    ),
     # Only the loss has to be differentiable (Table 1's asterisk).
     _representer(
         name="RepresenterPoint",

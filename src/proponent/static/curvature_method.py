@@ -348,7 +348,7 @@ class CurvatureMethod(GradientMethod):
         parts = self._space.unflatten(torch.cat(changes))
         return {name: part.cpu().numpy() for name, part in parts.items()}
 
-    def _positions(self, instances: Any) -> NDArray[np.integer[Any]]:
+    def _positions(self, instances: Any) -> NDArray[np.int64]:
         """Return positions in the training set that a user gave; None: all of them."""
         n = self._rows(None).stop
         positions = np.arange(n) if instances is None else np.asarray(instances)
@@ -356,7 +356,7 @@ class CurvatureMethod(GradientMethod):
             raise InvalidInputError("instances: expected a list of integer positions.")
         if positions.size and not (positions.min() >= 0 and positions.max() < n):
             raise InvalidInputError(f"instances: positions must be in 0 .. {n - 1}.")
-        return positions
+        return positions.astype(np.int64)
 
     def _cut(self, rows: range) -> list[Batch]:
         return batches(len(rows), self._batch_size, rows.start)

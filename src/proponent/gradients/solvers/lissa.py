@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor
 
 from proponent.exceptions import InvalidInputError, SolveError
@@ -69,6 +71,9 @@ class LiSSA:
         How often the scale is doubled.
     seed : int
         Seed of the batches.
+    n_jobs : int
+        Processes in which the repeats run, as joblib counts them; each gets a copy of the module
+        and of the training set. It does not change the numbers.
 
     Raises
     ------
@@ -91,6 +96,7 @@ class LiSSA:
     tolerance: float = 0.1
     max_restarts: int = 5
     seed: int = 0
+    n_jobs: int = 1
 
     def __post_init__(self) -> None:
         """Refuse unknown settings."""
@@ -210,8 +216,7 @@ class _PreparedLiSSA:
         scale, count = self.scale, 0
         for attempt in range(restarts + 1):
             runs = []
-            for repeat in range(settings.repeats):
-                run, taken = self._run(right, scale, repeat)
+            for run, taken in self._repeats(right, scale):
                 count += taken
                 if run is None:
                     break
@@ -244,6 +249,15 @@ class _PreparedLiSSA:
             self._largest,
             tuple(warnings),
         )
+
+    def _repeats(self, right: Tensor, scale: float) -> Iterator[tuple[Tensor | None, int]]:
+        """Go through the runs' answers, as :meth:`_run` returns them."""
+        repeats, jobs = range(self._settings.repeats), self._settings.n_jobs
+        if jobs == 1:
+            return (self._run(right, scale, repeat) for repeat in repeats)
+        # Processes and not threads: a pass switches the module's mode and watches its layers,
+        # which two passes over one module cannot do at once.
+        return iter(Parallel(jobs)(delayed(self._run)(right, scale, repeat) for repeat in repeats))
 
     def _run(self, right: Tensor, scale: float, repeat: int) -> tuple[Tensor | None, int]:
         """Return one run's answer, or None if it diverges, and the steps taken."""
