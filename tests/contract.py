@@ -189,6 +189,9 @@ ROWS: dict[str, Row] = {
         own_groups=True,
         tolerance=1e-9,
     ),
+    # Refitted to the network's own outputs, the default, it never sees the labels.
+    "RepresenterPoint": Row(Task.model, {"targets": "labels"}),
+    "RPSLJE": Row(Task.model, {"damping": 0.05}),
     "IdealTracIn": Row(lambda task: task.run(batch_size=1), memorizes=False, any_test=False),
     "TracIn": Row(Task.run),
     "TracInCP": Row(Task.run),

@@ -36,6 +36,8 @@ _EXPORTS: dict[str, str] = {
     "RelatIF": "proponent.static.relatif",
     "RenormalizedIF": "proponent.static.renormalized_if",
     "RescaledIF": "proponent.static.rescaled_if",
+    "RepresenterPoint": "proponent.static.representer_point",
+    "RPSLJE": "proponent.static.rps_lje",
     # section 5.2: dynamic
     "IdealTracIn": "proponent.dynamic.ideal_tracin",
     "TracIn": "proponent.dynamic.tracin",
@@ -72,11 +74,14 @@ if TYPE_CHECKING:
     from proponent.static.influence_functions import InfluenceFunctions
     from proponent.static.relatif import RelatIF
     from proponent.static.renormalized_if import RenormalizedIF
+    from proponent.static.representer_point import RepresenterPoint
     from proponent.static.rescaled_if import RescaledIF
+    from proponent.static.rps_lje import RPSLJE
     from proponent.top import TopInfluence
 
 __all__ = [
     "GAS",
+    "RPSLJE",
     "ArnoldiIF",
     "EveryKth",
     "FastIF",
@@ -95,6 +100,7 @@ __all__ = [
     "RelatIF",
     "RenormalizedIF",
     "RenormalizedTracIn",
+    "RepresenterPoint",
     "RescaledIF",
     "SecondOrderGroupIF",
     "TopInfluence",

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from proponent.exceptions import InvalidInputError
 from proponent.gradients.fallback import Probe, instance_gradients
 from proponent.gradients.forms import Form
+from proponent.gradients.linear_calls import LinearCalls
 from proponent.models.torch import TorchModel
 
 # Relative differences above these are no rounding: 3 % for bfloat16, 1e-4 for float32.
@@ -83,10 +81,10 @@ def check_last_layer(model: TorchModel, probe: Probe) -> None:
         for name, layer in model.module.named_modules()
         if isinstance(layer, nn.Linear)
     }
-    watch = _LinearCalls()
+    watch = LinearCalls()
     with watch:
         model.plain_risk(probe.batch(), probe.n)
-    ran = [names[identity] for identity in watch.weights if identity in names]
+    ran = [names[id(weight)] for weight in watch.weights if id(weight) in names]
     chosen = next(name.rpartition(".")[0] for name in model.selected)
     if not ran or ran[-1] != chosen:
         runs = f"{ran[-1]!r} runs last" if ran else "none was seen to run"
@@ -94,22 +92,6 @@ def check_last_layer(model: TorchModel, probe: Probe) -> None:
             f"parameters='last' takes {chosen!r}, the linear layer that was registered last, but "
             f"{runs}. Name the parameters of the layer, such as parameters='fc.*'."
         )
-
-
-class _LinearCalls(TorchFunctionMode):
-    """Notes the weights of the linear calls in their order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[int] = []
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Make the call, and note it if it is a linear one."""
-        if function is functional.linear:
-            self.weights.append(id(args[1] if len(args) > 1 else (kwargs or {})["weight"]))
-        return function(*args, **(kwargs or {}))
 
 
 def uncovered_by_value(
