@@ -192,6 +192,11 @@ ROWS: dict[str, Row] = {
     # Refitted to the network's own outputs, the default, it never sees the labels.
     "RepresenterPoint": Row(Task.model, {"targets": "labels"}),
     "RPSLJE": Row(Task.model, {"damping": 0.05}),
+    "HighDimensionalRepresenter": Row(
+        lambda task: pp.SparseLastLayer(task.model(), 0.003, 0.5),
+        {"refine": True},
+        tolerance=1e-9,
+    ),
     "IdealTracIn": Row(lambda task: task.run(batch_size=1), memorizes=False, any_test=False),
     "TracIn": Row(Task.run),
     "TracInCP": Row(Task.run),

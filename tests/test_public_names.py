@@ -108,6 +108,7 @@ def test_a_methods_docstring_follows_the_template(name: str) -> None:
     text = kind.__doc__ or ""
     first = text.splitlines()[0]
     assert first.endswith("."), first
+    text = text.replace("I(U, z_te) =", "I(z_i, z_te) =")  # the influence of a group
     parts = ["I(z_i, z_te) =", "**Source**", "**Differs from the paper in**", "**Cost**"]
     places = [text.find(part) for part in parts]
     assert -1 not in places, [part for part, place in zip(parts, places, strict=True) if place < 0]
@@ -123,11 +124,26 @@ def test_a_methods_docstring_has_an_example(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_every_hyperparameter_is_described(name: str) -> None:
     kind = getattr(pp, name)
-    described: set[str] = set()
+    assert set(kind().get_params()) <= described(kind)
+
+
+def described(kind: type) -> set[str]:
+    """Return the hyperparameters that a docstring, or one that it refers to, describes."""
+    found: set[str] = set()
     for base in inspect.getmro(kind):
-        entries = re.findall(r"^ {4}([a-z_][\w, ]*) : ", base.__doc__ or "", re.MULTILINE)
-        described |= {part.strip() for entry in entries for part in entry.split(",")}
-    assert set(kind().get_params()) <= described
+        text = base.__doc__ or ""
+        for entry in re.findall(r"^ {4}([a-z_][\w, ]*) : ", text, re.MULTILINE):
+            found |= names_in(entry)
+        pattern = r"^ {4}([a-z_][\w, \n]*)\n {8}As in :class:`(?:~[\w.]*\.)?(\w+)`"
+        for entry, other in re.findall(pattern, text, re.MULTILINE):
+            elsewhere = getattr(pp, other, None)
+            if elsewhere is not None and elsewhere is not kind:
+                found |= names_in(entry) & described(elsewhere)
+    return found
+
+
+def names_in(entry: str) -> set[str]:
+    return {part.strip() for part in entry.split(",")}
 
 
 @pytest.mark.parametrize("module", modules())

@@ -38,6 +38,10 @@ _EXPORTS: dict[str, str] = {
     "RescaledIF": "proponent.static.rescaled_if",
     "RepresenterPoint": "proponent.static.representer_point",
     "RPSLJE": "proponent.static.rps_lje",
+    "HighDimensionalRepresenter": "proponent.static.high_dimensional_representer",
+    "SparseLastLayer": "proponent.static.high_dimensional.models",
+    "MatrixFactorisation": "proponent.static.high_dimensional.models",
+    "LowRankModel": "proponent.static.high_dimensional.models",
     # section 5.2: dynamic
     "IdealTracIn": "proponent.dynamic.ideal_tracin",
     "TracIn": "proponent.dynamic.tracin",
@@ -50,6 +54,8 @@ _EXPORTS: dict[str, str] = {
     "GradientCosine": "proponent.dynamic.gradient_similarity",
     "EveryKth": "proponent.dynamic.checkpoints",
     "LargestRiskChange": "proponent.dynamic.checkpoints",
+    # how far an estimate can be trusted
+    "diagnose": "proponent.evaluation.diagnose",
 }
 
 if TYPE_CHECKING:
@@ -62,6 +68,7 @@ if TYPE_CHECKING:
     from proponent.dynamic.tracin import RenormalizedTracIn, TracIn
     from proponent.dynamic.tracincp import TracInCP, TracInLast
     from proponent.dynamic.tracinrp import TracInRP
+    from proponent.evaluation.diagnose import diagnose
     from proponent.influence import Influence
     from proponent.method import InfluenceMethod, methods
     from proponent.models.callbacks import LightningRecorder, TransformersRecorder
@@ -71,6 +78,12 @@ if TYPE_CHECKING:
     from proponent.static.arnoldi_if import ArnoldiIF
     from proponent.static.fastif import FastIF
     from proponent.static.group_influence import GroupIF, SecondOrderGroupIF
+    from proponent.static.high_dimensional.models import (
+        LowRankModel,
+        MatrixFactorisation,
+        SparseLastLayer,
+    )
+    from proponent.static.high_dimensional_representer import HighDimensionalRepresenter
     from proponent.static.influence_functions import InfluenceFunctions
     from proponent.static.relatif import RelatIF
     from proponent.static.renormalized_if import RenormalizedIF
@@ -88,6 +101,7 @@ __all__ = [
     "GradientCosine",
     "GradientDot",
     "GroupIF",
+    "HighDimensionalRepresenter",
     "IdealTracIn",
     "Influence",
     "InfluenceFunctions",
@@ -95,6 +109,8 @@ __all__ = [
     "Instances",
     "LargestRiskChange",
     "LightningRecorder",
+    "LowRankModel",
+    "MatrixFactorisation",
     "MethodCard",
     "Recorder",
     "RelatIF",
@@ -103,6 +119,7 @@ __all__ = [
     "RepresenterPoint",
     "RescaledIF",
     "SecondOrderGroupIF",
+    "SparseLastLayer",
     "TopInfluence",
     "TorchModel",
     "TracIn",
@@ -111,6 +128,7 @@ __all__ = [
     "TracInRP",
     "TrainingRun",
     "TransformersRecorder",
+    "diagnose",
     "indexed",
     "methods",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from proponent.card import MethodCard
 from proponent.catalogue.dynamic import DYNAMIC
 from proponent.catalogue.retraining import RETRAINING
-from proponent.catalogue.static import STATIC
 from proponent.catalogue.trees import TREES
 
 # Every abbreviation of Table 6, in its order, and the public names that stand for it.
@@ -57,9 +56,7 @@ SURVEY_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SGD-Influence", ("SGDInfluence",)),
 )
 
-PLANNED: dict[str, MethodCard] = {
-    card.name: card for card in (*RETRAINING, *STATIC, *DYNAMIC, *TREES)
-}
+PLANNED: dict[str, MethodCard] = {card.name: card for card in (*RETRAINING, *DYNAMIC, *TREES)}
 
 
 def planned(name: str) -> MethodCard | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
@@ -21,7 +20,8 @@ from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
 from proponent.models.randomness import fixed_randomness
 from proponent.models.sklearn_encoder import Encoder, labels_of
-from proponent.models.sklearn_objective import Objective, objective_of, refused, scikit_learn_class
+from proponent.models.sklearn_objective import Objective, objective_of, refused
+from proponent.models.sklearn_parts import dense, pipeline_parts, scikit_learn_class
 from proponent.models.torch import TorchModel
 
 # How much of a single instance's gradient may be left of the objective's. At 1 influences are some
@@ -112,7 +112,9 @@ def is_linear_estimator(model: object) -> bool:
 
     It may still be one that :func:`linear_study` refuses, with the reason.
     """
-    return scikit_learn_class(_split(model)[1]).__module__.startswith("sklearn.linear_model")
+    return scikit_learn_class(pipeline_parts(model)[1]).__module__.startswith(
+        "sklearn.linear_model"
+    )
 
 
 def linear_study(estimator: Any, train: Any, *, ids: Any = None) -> LinearStudy:
@@ -142,7 +144,7 @@ def linear_study(estimator: Any, train: Any, *, ids: Any = None) -> LinearStudy:
     InvalidInputError
         If the estimator is not fitted or not covered, or the training set does not fit it.
     """
-    transformers, final = _split(estimator)
+    transformers, final = pipeline_parts(estimator)
     if not hasattr(final, "coef_"):
         raise refused(final, "it is not fitted", "call its fit(X, y) first")
     labels = labels_of(Instances.of(train, role="train"), "train")
@@ -176,18 +178,9 @@ def linear_study(estimator: Any, train: Any, *, ids: Any = None) -> LinearStudy:
     return LinearStudy(model, weight_decay, encoded, encoder, tuple(notes), tuple(warnings))
 
 
-def _split(model: object) -> tuple[tuple[Any, ...], Any]:
-    """Return the transformers of a pipeline and its last step; a model alone has none."""
-    if scikit_learn_class(model).__name__ != "Pipeline":
-        return (), model
-    steps = [step for _, step in getattr(model, "steps", ())]
-    before, final = _split(steps[-1])
-    return (*(step for step in steps[:-1] if step not in (None, "passthrough")), *before), final
-
-
 def _layer(estimator: Any, objective: Objective) -> nn.Linear:
     """Return the estimator's linear function as a layer in float64."""
-    weight = torch.as_tensor(np.atleast_2d(_dense(estimator.coef_)).astype(np.float64))
+    weight = torch.as_tensor(np.atleast_2d(dense(estimator.coef_)).astype(np.float64))
     outputs, features = weight.shape
     bias = torch.as_tensor(np.atleast_1d(estimator.intercept_).astype(np.float64))
     bias, has_bias = bias.expand(outputs), bool(estimator.fit_intercept)
@@ -202,10 +195,6 @@ def _layer(estimator: Any, objective: Objective) -> nn.Linear:
         if has_bias:
             layer.bias.copy_(bias)
     return layer
-
-
-def _dense(coefficients: Any) -> NDArray[Any]:
-    return np.asarray(coefficients.toarray() if hasattr(coefficients, "toarray") else coefficients)
 
 
 def _remaining_gradient(

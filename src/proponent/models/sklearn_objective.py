@@ -21,6 +21,7 @@ from torch import Tensor
 
 from proponent.exceptions import InvalidInputError
 from proponent.models.risk import LOSSES, Loss
+from proponent.models.sklearn_parts import scikit_learn_class
 
 CROSS_VALIDATED = "{} was chosen by cross-validation: it is held fixed, whatever is left out."
 REFIT = "a refit with the same {} without an instance is what loo_convention={!r} means."
@@ -88,12 +89,6 @@ def objective_of(estimator: Any, labels: NDArray[Any]) -> Objective:
     if labels.shape[1:] == (1,):
         labels = labels[:, 0]
     return _OBJECTIVES[name](estimator, labels)
-
-
-def scikit_learn_class(estimator: object) -> type:
-    """Return the scikit-learn class that an object is of, or derives from; else its own."""
-    kinds = (kind for kind in type(estimator).__mro__ if kind.__module__.startswith("sklearn."))
-    return next(kinds, type(estimator))
 
 
 def refused(estimator: object, why: str, instead: str) -> InvalidInputError:

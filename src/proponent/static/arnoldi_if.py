@@ -73,7 +73,7 @@ class ArnoldiIF(CurvatureMethod):
         family="static",
         section="5.1.1.3",
         equations="33, 34",
-        paper="Schioppa et al., AAAI 2022",
+        paper="Schioppa, Zablotskaia, Vilar and Sokolov, AAAI 2022",
         needs=NEEDS,
         full_complexity="O(rbp + r^2 p + nkp), r iterations, k eigenvectors",
         incremental_complexity="O(kp + nk)",

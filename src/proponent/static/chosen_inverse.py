@@ -10,11 +10,12 @@ import torch
 
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
-from proponent.gradients.curvature import Curvature, Hessian
-from proponent.gradients.fisher import EmpiricalFisher, TrueFisher
-from proponent.gradients.gauss_newton import GaussNewton
+from proponent.gradients.curvature import Curvature, Hessian, InstanceCurvature
+from proponent.gradients.fisher import EmpiricalFisher, GradientCovariance, TrueFisher
+from proponent.gradients.gauss_newton import GaussNewton, SplitRisk
 from proponent.gradients.inverse import Inverse, SolvedInverse
 from proponent.gradients.kfac.factors import KroneckerFactors
+from proponent.gradients.neglected import neglected_shift
 from proponent.gradients.products import Products
 from proponent.gradients.solvers.arnoldi import Arnoldi
 from proponent.gradients.solvers.choose import choose
@@ -143,7 +144,7 @@ def choose_inverse(model: TorchModel, train: Instances, request: Request) -> Cho
     if isinstance(solver, KroneckerFactors) or solver in ("ekfac", "kfac"):
         return _factored(model, train, request, decay, solver, why)
     curvature = _curvature(model, train, request)
-    damping = _damping(curvature, decay, request.damping)
+    damping = _damping(curvature, decay, request.damping, _curvature_settings(request))
     operator, everywhere = curvature, decay.everywhere
     if everywhere is None:
         curvature, everywhere = Penalised(curvature, decay), 0.0
@@ -236,9 +237,7 @@ def _layer_damping(
 def _curvature(model: TorchModel, train: Instances, request: Request) -> Curvature:
     if isinstance(request.curvature, Curvature):
         return request.curvature
-    settings: dict[str, Any] = {"memory": request.products.memory, "progress": request.progress}
-    if request.batch_size is not None:
-        settings["batch_size"] = request.batch_size
+    settings = _curvature_settings(request)
     if request.curvature == "ggn":
         return GaussNewton(model, train, **settings)
     if request.curvature == "hessian":
@@ -253,8 +252,18 @@ def _curvature(model: TorchModel, train: Instances, request: Request) -> Curvatu
     )
 
 
+def _curvature_settings(request: Request) -> dict[str, Any]:
+    settings: dict[str, Any] = {"memory": request.products.memory, "progress": request.progress}
+    return (
+        settings if request.batch_size is None else {**settings, "batch_size": request.batch_size}
+    )
+
+
 def _damping(
-    curvature: Curvature, decay: WeightDecay, damping: float | Mapping[str, float] | None
+    curvature: Curvature,
+    decay: WeightDecay,
+    damping: float | Mapping[str, float] | None,
+    settings: Mapping[str, Any],
 ) -> float:
     if isinstance(damping, Mapping):
         raise InvalidInputError(
@@ -263,9 +272,14 @@ def _damping(
         )
     if damping is not None:
         return check_amount("damping", damping)
+    needed = 0.0
+    if isinstance(curvature, (InstanceCurvature, GradientCovariance)):
+        model, instances = curvature.model, curvature.instances
+        if isinstance(model.risk, SplitRisk):
+            needed = neglected_shift(model, instances, **settings)
     if not decay.is_zero:
-        return 0.0
+        return max(0.0, needed - min(decay.each.values()))
     space = curvature.space
     like = torch.empty(space.size, dtype=space.dtype, device=space.device)
     _, largest = extreme_eigenvalues(curvature.matvec, like)
-    return RELATIVE_DAMPING * max(float(largest), 0.0)
+    return max(needed, RELATIVE_DAMPING * max(float(largest), 0.0))

@@ -117,7 +117,7 @@ class FastIF(CurvatureMethod):
         family="static",
         section="5.1.1.3",
         equations="33, 34",
-        paper="Guo et al., EMNLP 2021",
+        paper="Guo, Rajani, Hase, Bansal and Xiong, EMNLP 2021",
         needs=NEEDS,
         full_complexity="O(np)",
         incremental_complexity="O(kp), k neighbours scored",

@@ -89,7 +89,7 @@ class GroupIF(GroupMethod):
         family="static",
         section="5.1.1.3",
         equations="35",
-        paper="Koh et al., NeurIPS 2019",
+        paper="Koh, Ang, Teo and Liang, NeurIPS 2019",
         needs=NEEDS,
         full_complexity="O(np)",
         incremental_complexity="O(np)",

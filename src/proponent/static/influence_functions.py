@@ -46,9 +46,12 @@ class InfluenceFunctions(CurvatureMethod):
         Fisher matrix with sampled labels, which estimates the Gauss-Newton matrix.
     damping : float, mapping or None
         Added to the diagonal, in units of the mean risk's Hessian; for Kronecker factors one
-        number a layer will do too. None: a tenth of each layer's mean eigenvalue for Kronecker
-        factors, else 0 where there is weight decay, and a thousandth of the largest eigenvalue
-        where there is none. It is reported.
+        number a layer will do too. None lets the library choose: for Kronecker factors a tenth of
+        each layer's mean eigenvalue; else what is missing, beside the weight decay, for the
+        Hessian to be positive semidefinite by what the Gauss-Newton matrix neglects,
+        ``max(0, -lambda_min(H - G) - weight_decay)``, and without weight decay a thousandth of
+        the largest eigenvalue at least. Nothing is missing where outputs are linear in the
+        parameters. It is reported.
     weight_decay : float or mapping
         The training objective is ``mean risk + (weight_decay / 2) ||theta||^2``, as torch's SGD
         has it; a mapping gives one number a parameter by its name.

@@ -34,8 +34,8 @@ class RelatIF(CurvatureMethod):
     ``relative="theta"`` bounds the change of the parameters, ``relative="loss"`` the expected
     squared change of the training losses:
 
-        I_theta(z_i, z_te) = (1/n) g_te^T A^{-1} g_i / ||A^{-1} g_i||
-        I_loss(z_i, z_te)  = (1/n) g_te^T A^{-1} g_i / sqrt(g_i^T A^{-1} g_i)
+        theta:  I(z_i, z_te) = (1/n) g_te^T A^{-1} g_i / ||A^{-1} g_i||
+        loss:   I(z_i, z_te) = (1/n) g_te^T A^{-1} g_i / sqrt(g_i^T A^{-1} g_i)
 
     with ``A = C + weight_decay + damping``. Instances that are far from all others, outliers and
     wrong labels, no longer head every list: what is left is what is special to the prediction.

@@ -77,8 +77,8 @@ class Explicit:
     def _by_eigenvalues(self, curvature: Curvature, shift: float, matrix: Tensor) -> Prepared:
         values, vectors = torch.linalg.eigh(matrix)
         smallest, largest = float(values[0]), float(values.abs().max())
-        noise = curvature.size * rounding(curvature) * max(largest, shift)
-        if self.indefinite == "error" and smallest + shift < -noise:
+        noise = _noise(curvature, max(largest, shift))
+        if self.indefinite == "error" and not curvature.positive and smallest + shift < -noise:
             count = int((values + shift < -noise).sum())
             raise SolveError(
                 f"the {curvature.name} is indefinite: {count} of {len(values)} eigenvalues are "
@@ -86,7 +86,8 @@ class Explicit:
                 f"above {-smallest:.3g}, use the Gauss-Newton matrix, or Explicit("
                 "indefinite='clamp' or 'absolute')."
             )
-        moved = values.clamp(min=0) if self.indefinite == "clamp" else values
+        clamped = self.indefinite == "clamp" or curvature.positive  # what is below 0 is rounding
+        moved = values.clamp(min=0) if clamped else values
         moved = (moved.abs() if self.indefinite == "absolute" else moved) + shift
         if float(moved.min()) <= noise:
             raise _singular(curvature, shift, int((moved <= noise).sum()))
@@ -114,7 +115,7 @@ def _cholesky(curvature: Curvature, shift: float, matrix: Tensor, factor: Tensor
     _, inverse = extreme_eigenvalues(solve, matrix)
     smallest = 1 / inverse
     # Rounding can hide a zero eigenvalue from the factorisation.
-    if not smallest > curvature.size * rounding(curvature) * (largest + shift):
+    if not smallest > _noise(curvature, largest + shift):
         raise _singular(curvature, shift, 1)
     return _PreparedExplicit(
         solve,
@@ -124,6 +125,16 @@ def _cholesky(curvature: Curvature, shift: float, matrix: Tensor, factor: Tensor
         (smallest - shift, largest),
         (),
     )
+
+
+def _noise(curvature: Curvature, largest: float) -> float:
+    """Return the size up to which an eigenvalue may be rounding.
+
+    The worst case grows with p; where C is positive the shift is known to be there, and only has
+    to be more than the rounding of the matrix's entries.
+    """
+    factor = 10 if curvature.positive else curvature.size
+    return factor * rounding(curvature) * largest
 
 
 def _singular(curvature: Curvature, shift: float, count: int) -> SolveError:

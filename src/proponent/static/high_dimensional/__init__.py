@@ -1,0 +1,1 @@
+"""What high-dimensional representers are made of: models, losses, penalties, kernels, solvers."""
