@@ -42,6 +42,10 @@ _EXPORTS: dict[str, str] = {
     "SparseLastLayer": "proponent.static.high_dimensional.models",
     "MatrixFactorisation": "proponent.static.high_dimensional.models",
     "LowRankModel": "proponent.static.high_dimensional.models",
+    # beyond the survey
+    "TRAK": "proponent.static.trak",
+    "LoGra": "proponent.static.logra",
+    "DataInf": "proponent.static.datainf",
     # section 5.2: dynamic
     "IdealTracIn": "proponent.dynamic.ideal_tracin",
     "TracIn": "proponent.dynamic.tracin",
@@ -76,6 +80,7 @@ if TYPE_CHECKING:
     from proponent.models.run import TrainingRun
     from proponent.models.torch import TorchModel
     from proponent.static.arnoldi_if import ArnoldiIF
+    from proponent.static.datainf import DataInf
     from proponent.static.fastif import FastIF
     from proponent.static.group_influence import GroupIF, SecondOrderGroupIF
     from proponent.static.high_dimensional.models import (
@@ -85,17 +90,21 @@ if TYPE_CHECKING:
     )
     from proponent.static.high_dimensional_representer import HighDimensionalRepresenter
     from proponent.static.influence_functions import InfluenceFunctions
+    from proponent.static.logra import LoGra
     from proponent.static.relatif import RelatIF
     from proponent.static.renormalized_if import RenormalizedIF
     from proponent.static.representer_point import RepresenterPoint
     from proponent.static.rescaled_if import RescaledIF
     from proponent.static.rps_lje import RPSLJE
+    from proponent.static.trak import TRAK
     from proponent.top import TopInfluence
 
 __all__ = [
     "GAS",
     "RPSLJE",
+    "TRAK",
     "ArnoldiIF",
+    "DataInf",
     "EveryKth",
     "FastIF",
     "GradientCosine",
@@ -109,6 +118,7 @@ __all__ = [
     "Instances",
     "LargestRiskChange",
     "LightningRecorder",
+    "LoGra",
     "LowRankModel",
     "MatrixFactorisation",
     "MethodCard",

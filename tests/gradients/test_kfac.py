@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from proponent.exceptions import InvalidInputError
 from proponent.gradients.kfac import FactorError, KroneckerFactors
+from proponent.gradients.kfac import fit as fitting
 from proponent.models.torch import TorchModel
 
 
@@ -249,6 +250,82 @@ def test_a_gradient_that_is_not_finite_is_reported_by_layer(memory: int, tmp_pat
     (block,), (expected,) = finished.blocks, reference.blocks
     assert block.layer.name == "last"
     assert relative_error(matrix(block), matrix(expected)) < 1e-12
+
+
+@pytest.mark.parametrize("memory", [2**29, 1])
+def test_an_eigendecomposition_that_fails_costs_its_own_layer_alone(
+    memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kronfluence loses the whole fit with the last layer."""
+    example = mlp()
+    eigh = torch.linalg.eigh
+
+    def failing(matrix: Tensor) -> Any:
+        if len(matrix) == CLASSES:  # the output gradients of the last layer
+            raise torch.linalg.LinAlgError("no convergence")
+        return eigh(matrix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.linalg, "eigh", failing)
+        with pytest.raises(FactorError, match=r"1 of 3 layers.*layer '3'.*no conv") as caught:
+            fit(example, memory=memory, path=tmp_path)
+    whole = fit(example)
+    for found, expected in zip(caught.value.factors.blocks, whole.blocks[:2], strict=True):
+        assert relative_error(matrix(found), matrix(expected)) < 1e-12
+    finished = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.safetensors")}
+    assert len(finished) == 4
+    again = fit(example, memory=memory, path=tmp_path)
+    assert relative_error(dense_curvature(again), dense_curvature(whole)) < 1e-12
+    assert all((tmp_path / name).stat().st_mtime_ns == at for name, at in finished.items())
+
+
+def test_a_fit_that_fails_leaves_nothing_on_the_module() -> None:
+    """curvlinops leaves two hooks behind, and later results are wrong."""
+    example = mlp()
+    calls = 0
+
+    def risk(module: nn.Module, batch: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 25:
+            raise RuntimeError("stopped")
+        return example.model.risk(module, batch)
+
+    model = TorchModel(example.model.module, risk=risk)
+    with pytest.raises(RuntimeError, match="stopped"):
+        KroneckerFactors.fit(model, example.data, labels="observed", batch_size=1)
+    for module in example.model.module.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert not module._backward_hooks and not module._backward_pre_hooks
+    untouched = Example(mlp().model, example.data)
+    untouched.model.module.load_state_dict(example.model.module.state_dict())
+    assert torch.equal(dense_curvature(fit(example)), dense_curvature(fit(untouched)))
+
+
+def test_groups_of_layers_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = mlp()
+    sides = [(6, 4), (4, 4), (5, 3)]
+    # Sums, bases and eigenvalues of each layer, and what its decomposition takes.
+    held = [16 * (a * a + b * b) + 16 * a * b for a, b in sides]
+    work = [32 * max(a, b) ** 2 for a, b in sides]
+    seen: list[tuple[str, ...]] = []
+    original = fitting.covariance_pass
+
+    def watched(gradients: Any, layers: Any) -> Any:
+        seen.append(tuple(layer.name for layer in layers))
+        return original(gradients, layers)
+
+    monkeypatch.setattr(fitting, "covariance_pass", watched)
+    both = sum(held[:2]) + max(work[:2])
+    for memory, groups in (
+        (sum(held) + max(work), [("0", "2", "3")]),
+        (both, [("0", "2"), ("3",)]),
+        (both - 1, [("0",), ("2", "3")]),
+        (1, [("0",), ("2",), ("3",)]),
+    ):
+        fit(example, memory=memory)
+        assert seen == groups
+        seen.clear()
 
 
 def test_settings_that_cannot_be_used_are_refused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 from proponent.data import Instances
-from proponent.exceptions import InvalidInputError
+from proponent.exceptions import InvalidInputError, NonFiniteError
 from proponent.gradients.capture import GradientCapture
 from proponent.gradients.labels import with_fisher_labels
 from proponent.models.risk import LOSSES
@@ -33,6 +33,15 @@ class _CausalModel(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         return self.table(words)
+
+
+class _Identity(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def _sequence_targets(last: int) -> Tensor:
@@ -116,6 +125,61 @@ def test_labels_depend_on_seed_and_position_alone() -> None:
     # The global generator has no say.
     torch.manual_seed(99)
     assert torch.equal(risks(instances, drawn, 50), whole)
+
+
+@pytest.mark.parametrize(
+    "layout, loss",
+    [
+        ("classes", "cross_entropy"),
+        ("tokens", "cross_entropy"),
+        ("pixels", "cross_entropy"),
+        ("causal", "causal_lm"),
+        ("classes", nn.CrossEntropyLoss(reduction="sum")),
+        ("pixels", nn.CrossEntropyLoss(reduction="sum")),
+    ],
+)
+def test_risk_and_gradient_are_those_of_the_cross_entropy_at_one_class(
+    layout: str, loss: Any
+) -> None:
+    n, count, places = 6, 5, 4
+    shapes = {"classes": (n, count), "pixels": (n, count, 2, 2)}
+    z = torch.randn(shapes.get(layout, (n, places, count)), requires_grad=True)
+    y = torch.randint(0, count, (n,) if layout == "classes" else (n, places))
+    if y.ndim > 1:
+        y[y == 3] = -100
+        y[:, -1] = 1
+    y = y.view(n, 2, 2) if layout == "pixels" else y
+    model, instances = with_fisher_labels(TorchModel(_Identity(), loss=loss), (z.detach(), y))
+    _, companions = instances.batch(slice(0, n))
+    risks = model.risk(_Identity(), ((z, y), companions))
+    (slopes,) = torch.autograd.grad(risks.sum(), z)
+    logits, kept = (z[:, :-1], y[:, 1:] != -100) if layout == "causal" else (z, y != -100)
+    slopes = slopes[:, :-1] if layout == "causal" else slopes
+    if layout == "pixels":
+        logits, slopes = logits.movedim(1, -1), slopes.movedim(1, -1)
+    logits, slopes = logits.reshape(n, -1, count), slopes.reshape(n, -1, count)
+    kept = kept.reshape(n, -1)
+    scale = 1 / kept.sum(1).sqrt() if isinstance(loss, str) else torch.ones(n)
+    # One class alone has a slope below zero.
+    assert torch.equal((slopes < 0).sum(2), kept.long())
+    drawn = slopes.argmin(2)
+    losses = nn.functional.cross_entropy(logits.mT, drawn, reduction="none") * kept
+    expected = (losses.sum(1) * scale).sum()
+    assert torch.allclose(risks.detach(), losses.sum(1).detach() * scale, rtol=1e-13)
+    (gradient,) = torch.autograd.grad(expected, z)
+    gradient = gradient[:, :-1] if layout == "causal" else gradient
+    gradient = gradient.movedim(1, -1) if layout == "pixels" else gradient
+    assert torch.allclose(slopes, gradient.reshape(n, -1, count), rtol=1e-12, atol=1e-15)
+
+
+def test_a_logit_that_is_not_a_number_is_named() -> None:
+    x = torch.randn(5, 4)
+    x[3, 1] = float("nan")
+    model, instances = with_fisher_labels(
+        TorchModel(_Identity(), loss="cross_entropy"), (x, torch.zeros(5, dtype=torch.long))
+    )
+    with pytest.raises(NonFiniteError, match=r"ids 3\."):
+        model.risks(instances)
 
 
 def test_given_labels_are_put_in() -> None:

@@ -1,6 +1,7 @@
 """Solving with Kronecker factors against dense matrices."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,10 +61,13 @@ def test_solutions_are_those_of_the_dense_matrix(name: str, method: Any) -> None
     assert solution.effective_damping == SHIFT
 
 
+# By the number of training instances expected test gradients stay in the eigenbasis, or not.
+@pytest.mark.parametrize("n", [0, 10**6])
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_captured_gradients_meet_in_the_eigenbasis(name: str) -> None:
+def test_captured_gradients_meet(name: str, n: int) -> None:
     example = EXAMPLES[name]()
     factors, ready, inverse = prepared(example)
+    ready = replace(ready, n=n)
     gradients = true_gradients(example)
     forms = captured(example, slice(0, N))
     expected = gradients @ inverse @ gradients.T
@@ -72,6 +76,10 @@ def test_captured_gradients_meet_in_the_eigenbasis(name: str) -> None:
     assert relative_error(ready.inverse_norms(forms, N), norms) < 1e-11
     tests = [captured(example, slice(0, 4)), captured(example, slice(4, 9))]
     query = ready.query(tests, [4, 5])
+    rotated = [
+        part.coordinates is not None for part in query.blocks if not part.block.layer.diagonal
+    ]
+    assert all(rotated) if n == 0 else not any(rotated)
     products, squares = query.meet(forms, N, norms=True)
     assert len(query) == 9
     assert relative_error(products, expected[:, :9]) < 1e-11
@@ -82,15 +90,38 @@ def test_captured_gradients_meet_in_the_eigenbasis(name: str) -> None:
     assert relative_error(ready.inner(vectors, forms, N), expected) < 1e-11
 
 
-def test_gradients_that_do_not_fit_are_met_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n", [0, 10**6])
+def test_gradients_that_do_not_fit_are_met_in_pieces(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     example = cnn()
     _, ready, inverse = prepared(example)
+    ready = replace(ready, n=n)
     gradients, forms = true_gradients(example), captured(example, slice(0, N))
     expected = gradients @ inverse @ gradients.T
-    monkeypatch.setattr("proponent.gradients.kfac.precondition.PIECE_BYTES", 1)
-    monkeypatch.setattr("proponent.gradients.kfac.squares.PIECE_BYTES", 1)
+    for module in ("precondition", "query", "squares"):
+        monkeypatch.setattr(f"proponent.gradients.kfac.{module}.PIECE_BYTES", 1)
     assert relative_error(ready.self_inner(forms, N), expected.diagonal()) < 1e-11
     assert relative_error(ready.query([forms], [N]).meet(forms, N)[0], expected) < 1e-11
+
+
+def test_test_sets_that_do_not_fit_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = cnn()
+    _, ready, inverse = prepared(example)
+    forms = captured(example, slice(0, N))
+    expected = true_gradients(example) @ inverse @ true_gradients(example).T
+    taken = 8 * sum(form.numel for form in forms.values())
+    size = ready.queries_at_once(5 * taken)
+    assert size == 5 and ready.queries_at_once(6 * taken - 1) == 5
+    assert ready.queries_at_once(1) == 1
+    found = []
+    for start in range(0, N, size):
+        part = captured(example, slice(start, min(N, start + size)))
+        query = ready.query([part], [min(size, N - start)])
+        held = [*query.blocks[0].vectors.values()]
+        assert sum(v.nbytes for v in held) <= 5 * taken
+        found.append(query.meet(forms, N)[0])
+    assert relative_error(torch.cat(found, 1), expected) < 1e-11
 
 
 def test_the_default_damping_is_a_tenth_of_each_layers_mean_eigenvalue() -> None:

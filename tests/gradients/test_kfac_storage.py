@@ -120,6 +120,11 @@ def test_factors_of_something_else_are_not_gone_on_with(tmp_path: Path) -> None:
     KroneckerFactors.fit(example.model, example.data, path=path)
     with pytest.raises(InvalidInputError, match=r"another fit \(its labels differ\)"):
         KroneckerFactors.fit(example.model, example.data, path=path, seed=1)
+    # kronfluence goes by the name alone.
+    x, y = example.data
+    for other in ((x + 1e-3, y), (x, (y + 1) % 3), (x[1:], y[1:])):
+        with pytest.raises(InvalidInputError, match=r"another fit \(its .*train differ\)"):
+            KroneckerFactors.fit(example.model, other, path=path)
     with torch.no_grad():
         next(example.model.module.parameters()).add_(1)
     with pytest.raises(InvalidInputError, match=r"another fit \(its module differ\)"):

@@ -233,3 +233,32 @@ def test_a_fit_that_fails_late_leaves_the_method_as_it_was(network) -> None:
         method.fit(network.model, (X[:10], y[:10]))
     method.set_params(solver="auto", curvature="ggn", damping=SHIFT)
     assert close(method.influence(network.test).values, before, 1e-14)
+
+
+@pytest.mark.parametrize("solver", ["explicit", "ekfac"])
+@pytest.mark.parametrize("convention", ["fixed_divisor", "renormalised"])
+@pytest.mark.parametrize("memory", [2**29, 16 * 43 * 2])
+def test_compressed_queries_report_what_they_lose(network, solver, convention, memory) -> None:
+    settings = {"damping": SHIFT, "weight_decay": 0.02, "loo_convention": convention, "seed": 1}
+    whole = pp.InfluenceFunctions(solver, **settings).fit(network.model, network.train)
+    exact = whole.influence(network.test).values
+    for rank in (1, 5):
+        method = pp.InfluenceFunctions(solver, query_rank=rank, **settings)
+        method.fit(network.model, network.train)
+        method.memory = memory  # two test instances at a time, or all
+        influence = method.influence(network.test)
+        errors = np.array(influence.diagnostics["query_errors"])
+        assert errors.shape == (len(network.test[0]),)
+        # |<g_i, x - x'>| <= error ||x|| ||g_i||, x = A^{-1} g_te
+        sizes = network.gradients(network.train).norm(dim=1).numpy() / N
+        solved = whole._chosen.fresh().solve(network.gradients(network.test)).vectors
+        bound = (errors * solved.norm(dim=1).numpy())[:, None] * sizes
+        assert (np.abs(influence.values - exact) <= bound + 1e-12).all()
+        if rank == 5:  # no matrix has a larger rank
+            assert close(influence.values, exact, 1e-9)
+        else:
+            assert errors.max() > 0.01
+        joint = method.influence(network.test, joint=True).values
+        assert close(joint, exact.sum(0), 1e-9)  # a sum is never compressed
+    with pytest.raises(InvalidInputError, match="query_rank"):
+        pp.InfluenceFunctions(query_rank=0).fit(network.model, network.train)

@@ -253,7 +253,7 @@ def test_evaluated_risks_move_every_output() -> None:
         after = functional.cross_entropy(moved.reshape(60, 3), labels, reduction="none")
         before = functional.cross_entropy(outputs, test[1], reduction="none")
         expected = after.reshape(4, 15) - before[:, None]
-        settings = {"weight_decay": 0.05, "loo_convention": convention}
+        settings = {"weight_decay": 0.05, "damping": 0.0, "loo_convention": convention}
         model = pp.TorchModel(module, loss=loss)
         method = pp.RescaledIF("evaluated", **settings).fit(model, train)
         assert close(method.influence(test).values, expected, 1e-10)
@@ -266,7 +266,7 @@ def test_evaluated_risks_move_every_output() -> None:
 def test_leverages_of_several_outputs_are_eigenvalues() -> None:
     module, train = network(3), pairs(15, 3, "cross_entropy")
     dense = Dense(module, "cross_entropy", train, "")
-    method = pp.RescaledIF(weight_decay=0.05)
+    method = pp.RescaledIF(weight_decay=0.05, damping=0.0)
     method.fit(pp.TorchModel(module, loss="cross_entropy"), train)
     total, p = sum(dense.shares()) / 15, len(dense.theta)
     matrix = total + 0.05 * torch.eye(p, dtype=torch.float64)

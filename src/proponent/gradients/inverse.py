@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from proponent.gradients.kfac.query import KroneckerQuery
+from proponent.gradients.low_rank import LowRankQuery
 from proponent.gradients.path import TestSet
 from proponent.gradients.products import Gradients, Products, Query, VectorQuery
 from proponent.gradients.solvers.solution import Prepared, Solution
@@ -27,7 +29,9 @@ class Inverse(Protocol):
     def solve(self, right: Tensor) -> Solution:
         """Solve ``A x = b`` for right-hand sides (k, p)."""
 
-    def query(self, parts: Sequence[Gradients], sizes: Sequence[int]) -> Query:
+    def query(
+        self, parts: Sequence[Gradients], sizes: Sequence[int]
+    ) -> VectorQuery | KroneckerQuery:
         """Return ``A^{-1} g_te`` of captured test gradients, ready to meet training gradients.
 
         Parameters
@@ -154,12 +158,19 @@ class SolvedSet(TestSet):
     ----------
     inverse : Inverse
         It notices how the solves go.
-    kept : dict
-        Solved blocks of the test set, by their first instance.
+    kept : list
+        The solved gradients, once they are.
     """
 
     inverse: Inverse
-    kept: dict[int, Query]
+    kept: list[Query]
+
+    @property
+    def compression_errors(self) -> list[float]:
+        """Relative error of each test gradient by compression; empty if there was none."""
+        made = self.kept[0] if self.kept else None
+        made = made.inner if isinstance(made, ShiftedQuery) else made
+        return made.errors.tolist() if isinstance(made, LowRankQuery) else []
 
 
 def sliced(gradients: Gradients, start: int, size: int) -> Gradients:

@@ -167,7 +167,8 @@ class _FisherRisk:
     def __init__(self, model: TorchModel, family: _Family | None, seed: int | None) -> None:
         self._risk = model.risk
         self._family = family
-        self._seed = seed
+        # Mixed once; None where labels are given.
+        self._stream = None if seed is None else _mix(torch.tensor(seed) + _GAMMA)
 
     def __call__(self, module: nn.Module, accompanied: Any) -> Tensor:
         batch, companions = accompanied
@@ -176,14 +177,17 @@ class _FisherRisk:
         family = self._family
 
         def loss(output: Tensor, target: Tensor) -> Tensor:
-            if self._seed is None:
+            if self._stream is None:
                 terms = _terms(family, output, companions, family.ignored)
-                scale = terms.sqrt() if family.mean else 1.0
-                return family.loss(output, companions) * scale
-            # A drawn class may be the index that stands for "ignored" in the data set's labels.
-            target = _sample(family, output.detach(), target, companions, self._seed)
-            terms = _terms(family, output, target, IGNORED_LABEL)
-            return LOSSES[family.name](output, target) * (terms.sqrt() if family.mean else terms)
+                return family.loss(output, companions) * (terms.sqrt() if family.mean else 1.0)
+            if family.name in ("mse", "bce_with_logits"):
+                drawn = _draw(family, output.detach(), companions, self._stream)
+                terms = _terms(family, output, drawn, IGNORED_LABEL)
+                risk = LOSSES[family.name](output, drawn)
+                return risk * (terms.sqrt() if family.mean else terms)
+            logits, kept = _places(family, output, target)
+            risk = _drawn_cross_entropy(logits, kept, companions, self._stream)
+            return risk / kept.sum(1).clamp(min=1).sqrt() if family.mean else risk
 
         return risk_of(loss, None)(module, batch)
 
@@ -202,37 +206,45 @@ def _with_target(batch: Any, labels: Tensor) -> Any:
     )
 
 
-def _sample(
-    family: _Family, output: Tensor, target: Tensor, positions: Tensor, seed: int
-) -> Tensor:
-    """Draw labels from the distribution whose -log density is the family's loss."""
+def _draw(family: _Family, output: Tensor, positions: Tensor, stream: Tensor) -> Tensor:
+    """Draw numbers from the distribution whose -log density is the family's loss."""
+    uniform = _uniform(stream, positions, output[0].numel()).view(output.shape)
     if family.name == "mse":
-        uniform = _uniform(seed, positions, output[0].numel()).view(output.shape)
         return output + torch.erfinv(2 * uniform - 1).to(output.dtype)
-    if family.name == "bce_with_logits":
-        uniform = _uniform(seed, positions, output[0].numel()).view(output.shape)
-        return (uniform < output.sigmoid()).to(output.dtype)
+    return (uniform < output.sigmoid()).to(output.dtype)
+
+
+def _places(family: _Family, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (n, places, classes), and which places count, (n, places)."""
     if family.name == "causal_lm":
         logits, kept = output[:, :-1], target[:, 1:] != family.ignored
-        sampled = _sample_classes(logits, kept, positions, seed)
-        return torch.cat([target[:, :1], sampled.to(target.dtype)], 1)
-    logits = _classes_last(output, target)
-    if target.is_floating_point() and target.shape == output.shape:
-        kept = torch.ones_like(logits[..., 0], dtype=torch.bool)
     else:
-        kept = target.reshape(logits.shape[:-1]) != family.ignored
-    return _sample_classes(logits, kept, positions, seed)
+        logits = _classes_last(output, target)
+        if target.is_floating_point() and target.shape == output.shape:
+            kept = torch.ones_like(logits[..., 0], dtype=torch.bool)
+        else:
+            kept = target.reshape(logits.shape[:-1]) != family.ignored
+    n, classes = len(logits), logits.shape[-1]
+    return logits.reshape(n, -1, classes), kept.reshape(n, -1)
 
 
-def _sample_classes(logits: Tensor, kept: Tensor, positions: Tensor, seed: int) -> Tensor:
-    """Draw a class at each place of ``logits`` (n, ..., classes); what is not kept is ignored."""
-    count = logits[0, ..., 0].numel()
-    uniform = _uniform(seed, positions, count).view(logits.shape[:-1]).unsqueeze(-1)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    cumulative = logits.to(dtype).softmax(-1).cumsum(-1)
-    # A total a rounding below 1 must leave no class beyond the last.
-    classes = (cumulative < uniform.to(dtype) * cumulative[..., -1:]).sum(-1)
-    return torch.where(kept, classes, IGNORED_LABEL)
+def _drawn_cross_entropy(logits: Tensor, kept: Tensor, positions: Tensor, stream: Tensor) -> Tensor:
+    """Return the cross-entropy at classes drawn from the logits themselves, (n,), summed.
+
+    The probabilities that are drawn from are also its gradient, ``p - e_y``: they are computed
+    once, and no log-softmax is differentiated.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    probabilities = logits.detach().softmax(-1)
+    cumulative = probabilities.cumsum(-1).contiguous()
+    uniform = _uniform(stream, positions, logits.shape[1]).to(logits.dtype).unsqueeze(-1)
+    classes = torch.searchsorted(cumulative, uniform * cumulative[..., -1:])
+    # Where a logit is not a number there is no class: the risk is to be not a number either.
+    classes = classes.clamp(max=logits.shape[-1] - 1)
+    losses = -probabilities.gather(-1, classes).log()[..., 0]
+    slopes = probabilities.scatter_add_(-1, classes, -torch.ones_like(uniform))
+    linear = (logits * slopes).sum(-1)
+    return torch.where(kept, losses + (linear - linear.detach()), 0).sum(1)
 
 
 def _classes_last(output: Tensor, target: Tensor) -> Tensor:
@@ -255,14 +267,14 @@ def _terms(family: _Family, output: Tensor, target: Tensor, ignored: int) -> Ten
     return kept.clamp(min=1).to(output.dtype)
 
 
-def _uniform(seed: int, positions: Tensor, count: int) -> Tensor:
+def _uniform(stream: Tensor, positions: Tensor, count: int) -> Tensor:
     """Return numbers in (0, 1), ``(n, count)``, from one SplitMix64 stream an instance.
 
     **Source**: Steele, Lea & Flood (2014), "Fast splittable pseudorandom number generators".
     """
-    start = _mix(_mix(torch.full_like(positions, seed) + _GAMMA) + positions * _GAMMA)
-    steps = torch.arange(1, count + 1, device=positions.device)
-    bits = _shifted(_mix(start[:, None] + steps * _GAMMA), 12)
+    start = _mix(stream + positions * _GAMMA)
+    steps = torch.arange(1, count + 1, device=positions.device) * _GAMMA
+    bits = _shifted(_mix(start[:, None] + steps), 12)
     return (bits.to(torch.float64) + 0.5) * 2.0**-52
 
 

@@ -52,7 +52,6 @@ class Projection:
     kind: Kind = "gaussian"
     seed: int | str = 0
     memory: int = 256 * 2**20
-    _kept: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse unknown settings."""
@@ -62,7 +61,7 @@ class Projection:
             raise InvalidInputError(
                 f"projection={self.kind!r}: expected one of {', '.join(get_args(Kind))}."
             )
-        self._room = self.memory
+        self._drawn = RandomMatrices((self.seed, self.kind), self.memory)
 
     def __call__(
         self, gradients: Gradients, n: int, scales: Mapping[str, float] | None = None
@@ -127,23 +126,70 @@ class Projection:
 
     def _normal(self, name: str, block: int, rows: int, columns: int, like: Tensor) -> Tensor:
         """Return a block of the projection, (rows, columns), scaled by 1/sqrt(columns)."""
-        key = (name, block, columns)
+        signs = self.kind == "rademacher"
+        return self._drawn((name, block), rows, columns, like, signs=signs)
+
+
+class RandomMatrices:
+    """Random matrices by name, the same whenever they are asked for.
+
+    Parameters
+    ----------
+    seed : tuple
+        Fixes them, together with their names.
+    memory : int
+        Bytes of matrices that are kept instead of being drawn again.
+    """
+
+    def __init__(self, seed: tuple[object, ...], memory: int) -> None:
+        self._seed = seed
+        self._room = memory
+        self._kept: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(
+        self,
+        name: tuple[object, ...],
+        rows: int,
+        columns: int,
+        like: Tensor,
+        *,
+        signs: bool = False,
+    ) -> Tensor:
+        """Return a matrix (rows, columns) of variance ``1 / columns`` an entry.
+
+        Parameters
+        ----------
+        name : tuple
+            What the matrix is called.
+        rows, columns : int
+            Its shape.
+        like : Tensor
+            Has its dtype and device; the numbers are drawn on the CPU.
+        signs : bool
+            Whether the entries are of one size with random signs, or normal.
+        """
+        key = (*name, columns)
         matrix = self._kept.get(key)
         if matrix is None:
-            text = f"{self.seed}/{self.kind}/{name}/{block}".encode()
-            seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
-            generator = torch.Generator().manual_seed(seed)
-            if self.kind == "rademacher":
-                signs = torch.randint(0, 2, (rows, columns), generator=generator, dtype=torch.int8)
-                matrix = signs.to(like.dtype).mul_(2).sub_(1)
+            source = generator(*self._seed, *name)
+            if signs:
+                drawn = torch.randint(0, 2, (rows, columns), generator=source, dtype=torch.int8)
+                matrix = drawn.to(like.dtype).mul_(2).sub_(1)
             else:
-                matrix = torch.randn(rows, columns, generator=generator).to(like.dtype)
+                matrix = torch.randn(rows, columns, generator=source).to(like.dtype)
             matrix = matrix.div_(math.sqrt(columns)).to(like.device)
             size = matrix.numel() * matrix.element_size()
             if size <= self._room:
                 self._room -= size
                 self._kept[key] = matrix
         return matrix
+
+
+def generator(*names: object) -> torch.Generator:
+    """Return a generator of random numbers that the names fix."""
+    text = "/".join(map(str, names)).encode()
+    seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
+    return torch.Generator().manual_seed(seed)
 
 
 @dataclass

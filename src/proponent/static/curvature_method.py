@@ -7,6 +7,7 @@ With ``A = C + weight_decay + damping`` each is built from
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
@@ -17,19 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from proponent._results.checks import as_count
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
 from proponent.gradients.curvature import Curvature
-from proponent.gradients.inverse import Inverse, ShiftedQuery, SolvedSet
+from proponent.gradients.inverse import Inverse, SolvedSet
 from proponent.gradients.method import MEMORY, GradientMethod
 from proponent.gradients.path import Batch, PathPoint, TestSet, batches
 from proponent.gradients.products import (
     Gradients,
     Products,
     Query,
-    VectorQuery,
     Way,
 )
+from proponent.gradients.solved_tests import DecayTerm, TestSolver
 from proponent.gradients.space import ParameterSpace
 from proponent.gradients.stationarity import ObjectiveGradient
 from proponent.influence import Influence
@@ -48,7 +50,7 @@ class CurvatureMethod(GradientMethod):
 
     Parameters
     ----------
-    solver, curvature, damping, weight_decay, loo_convention, seed
+    solver, curvature, damping, weight_decay, loo_convention, query_rank, seed
         As in :class:`~proponent.static.influence_functions.InfluenceFunctions`.
     parameters, batch_size, products, memory, dtype, progress
         As in :class:`GradientMethod`.
@@ -65,6 +67,7 @@ class CurvatureMethod(GradientMethod):
         damping: float | Mapping[str, float] | None = None,
         weight_decay: float | Mapping[str, float] = 0.0,
         loo_convention: Convention = "fixed_divisor",
+        query_rank: int | None = None,
         seed: int = 0,
         parameters: ParameterChoice | None = None,
         batch_size: int | None = None,
@@ -86,6 +89,7 @@ class CurvatureMethod(GradientMethod):
         self.damping = damping
         self.weight_decay = weight_decay
         self.loo_convention = loo_convention
+        self.query_rank = query_rank
         self.seed = seed
 
     def fit(self, model: Any, train: Any, *, ids: Any = None) -> Self:
@@ -124,10 +128,15 @@ class CurvatureMethod(GradientMethod):
         self.damping_ = self._chosen.damping
         self._decayed = self._chosen.decay.diagonal(self._space) * self._theta()
         self._gradient = self._objective_gradient()
-        self._solved_decay: Tensor | None = None
+        self._decay_term = DecayTerm(None, self._products)
         if self.loo_convention == "renormalised":
-            self._solved_decay = self._chosen.fresh().solve(self._decayed[None]).vectors
+            self._solve_decay()
         return self
+
+    def _solve_decay(self) -> None:
+        """Solve for the weight decay, which every training gradient contains."""
+        self._solved_decay = self._chosen.fresh().solve(self._decayed[None]).vectors
+        self._decay_term = DecayTerm(self._held(self._solved_decay), self._products)
 
     def _linear_study(self, model: Any, train: Any, ids: Any) -> LinearStudy:
         if self.weight_decay != 0.0:
@@ -138,6 +147,8 @@ class CurvatureMethod(GradientMethod):
         return linear_study(model, train, ids=ids)
 
     def _check_settings(self) -> None:
+        if self.query_rank is not None:
+            as_count(self.query_rank, "query_rank")
         if self.loo_convention not in get_args(Convention):
             raise InvalidInputError(
                 f"loo_convention={self.loo_convention!r}: expected one of "
@@ -184,7 +195,7 @@ class CurvatureMethod(GradientMethod):
     def _solved_set(self, instances: Instances, *, joint: bool) -> SolvedSet:
         if self._study is not None:
             instances = self._study.encode(instances)
-        return SolvedSet(instances, joint, self._points(instances), self._chosen.fresh(), {})
+        return SolvedSet(instances, joint, self._points(instances), self._chosen.fresh(), [])
 
     @override
     def _scores(self, query: TestSet, rows: range) -> NDArray[np.floating[Any]]:
@@ -197,51 +208,38 @@ class CurvatureMethod(GradientMethod):
         n, size = len(query.instances), self._solved_at_once
         if query.joint or n <= size:
             return [query]
-        return [
-            SolvedSet(
-                query.instances.select(slice(start, start + size)),
-                False,
-                query.points,
-                query.inverse,
-                {},
-            )
-            for start in range(0, n, size)
-        ]
+        instances = query.instances
+        parts = [instances.select(slice(start, start + size)) for start in range(0, n, size)]
+        return [SolvedSet(part, False, query.points, query.inverse, []) for part in parts]
 
     @property
     def _solved_at_once(self) -> int:
-        """Test instances whose gradients and solutions fit the memory."""
+        """Test instances whose gradients and solutions fit the memory; compressed, all do."""
+        return self._fitting if self.query_rank is None else sys.maxsize
+
+    @property
+    def _fitting(self) -> int:
         return max(1, self.memory // (16 * self._space.size))
 
     @override
     def _test_side(self, query: TestSet, point: PathPoint) -> tuple[Query, Tensor | None]:
         query = cast(SolvedSet, query)
-        if 0 not in query.kept:  # solved once, however many blocks of training instances follow
-            query.kept[0] = self._solved(query)
+        if not query.kept:  # solved once, however many blocks of training instances follow
+            query.kept.append(self._solved(query))
         return query.kept[0], None
 
     def _solved(self, query: SolvedSet) -> Query:
         """Return ``A^{-1} g_te`` of a test set, or of the sum of its gradients."""
-        cut = batches(len(query.instances), self._batch_size)
-        sizes = [len(batch) for batch in cut]
-        captured = self._captured(query.instances, cut)
-        constants: Tensor | None = None
+        solver = TestSolver(
+            query.inverse, self._space, self._products, self._capture.dtype, self._decay_term
+        )
+        rank = None if query.joint else self.query_rank
+        size = self._batch_size if rank is None else min(self._batch_size, self._fitting)
+        captured = self._captured(query.instances, batches(len(query.instances), size))
+        parts = ((self._as_test(forms, len(batch)), len(batch)) for batch, forms in captured)
         if query.joint:
-            total = self._space.gradients({}, 1)
-            for batch, forms in captured:
-                total += self._space.gradient_sum(self._as_test(forms, len(batch)), len(batch))
-            solved = query.inverse.solve(total).vectors
-            made: Query = VectorQuery(self._held(solved), self._products)
-            if self._solved_decay is not None:
-                constants = (total * self._solved_decay).sum(1)
-        else:
-            parts = [self._as_test(forms, len(batch)) for batch, forms in captured]
-            made = query.inverse.query(parts, sizes)
-            if self._solved_decay is not None:
-                decay = VectorQuery(self._held(self._solved_decay), self._products)
-                met = [decay.meet(*part)[0][:, 0] for part in zip(parts, sizes, strict=True)]
-                constants = torch.cat(met)
-        return made if constants is None else ShiftedQuery(made, constants)
+            return solver.summed(parts)
+        return solver.whole(parts) if rank is None else solver.of_rank(parts, rank, self.seed)
 
     def _as_test(self, gradients: Gradients, n: int) -> Gradients:
         """Return what of n captured test gradients is multiplied with the inverse."""
@@ -260,11 +258,7 @@ class CurvatureMethod(GradientMethod):
         inverse, weight = self._chosen.fresh(), 1.0 / len(self.train_)
 
         def inner(forms: Gradients, n: int) -> Tensor:
-            products = inverse.self_inner(forms, n)
-            if self._solved_decay is not None:
-                decay = VectorQuery(self._held(self._solved_decay), self._products)
-                products = products + decay.meet(forms, n)[0][:, 0]
-            return products * weight
+            return (inverse.self_inner(forms, n) + self._decay_term(forms, n)) * weight
 
         return self._each(rows, inner, inverse)
 
@@ -384,6 +378,9 @@ class CurvatureMethod(GradientMethod):
         solved = query.inverse.diagnostics() if isinstance(query, SolvedSet) else self._noticed
         warnings = [*noticed.get("warnings", []), *solved.get("warnings", [])]
         warnings += self._gradient.warnings()
+        if isinstance(query, SolvedSet) and query.compression_errors:
+            noticed["query_rank"] = self.query_rank
+            noticed["query_errors"] = query.compression_errors
         if self._study is not None:
             noticed["notes"] = list(self._study.notes)
             warnings += self._study.warnings

@@ -192,6 +192,11 @@ class FastIF(CurvatureMethod):
     def _request(self) -> Request:
         return replace(super()._request(), solver=self._solver())
 
+    @override
+    def _wanted_damping(self) -> float | Mapping[str, float] | None:
+        # The paper's damping is within its solver.
+        return 0.0 if self.damping is None and self.solver == "paper" else super()._wanted_damping()
+
     def _solver(self) -> SolverChoice:
         solver = self.solver
         if solver == "paper":

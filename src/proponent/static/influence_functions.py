@@ -60,6 +60,10 @@ class InfluenceFunctions(CurvatureMethod):
         (survey eq. (28)). ``renormalised``: the model is trained on the others with the mean
         over n - 1 and the same weight decay; the training gradient then contains
         ``weight_decay * theta``.
+    query_rank : int, optional
+        Hold the solved gradients of matrices at this rank, so that more test instances go through
+        one pass over the training set; how much each loses is in ``diagnostics``
+        (``query_errors``). 32 is ample for most networks. None: whole, block by block.
     seed : int
         Fixes the labels that Fisher matrices draw, and what solvers draw.
     parameters, batch_size, products, memory, dtype, progress

@@ -166,7 +166,7 @@ class RescaledIF(CurvatureMethod):
             self._chosen = replace(self._chosen, decay=decay)
             self._decayed = decay.diagonal(self._space) * self._theta()
             self._gradient = self._objective_gradient()
-            self._solved_decay = self._chosen.fresh().solve(self._decayed[None]).vectors
+            self._solve_decay()
         self._outputs = OutputGradients(self.model_, self.train_, self._capture.dtype)
         self._remove_each()
         return self
@@ -200,7 +200,7 @@ class RescaledIF(CurvatureMethod):
     def _remove_each(self) -> None:
         n, inverse = len(self.train_), self._chosen.fresh()
         constant = ConstantStep.none(self._decayed)
-        if self._solved_decay is not None:
+        if self.loo_convention == "renormalised":
             constant = ConstantStep(self._decayed, self._solved_decay[0])
         parts, own = [], []
         with self.model_.evaluating():
@@ -304,7 +304,7 @@ class RescaledIF(CurvatureMethod):
         with self.model_.evaluating():
             for batch, forms in self._removed(cut):
                 gradients = self._space.gradients(forms, len(batch))
-                if self._solved_decay is not None:
+                if self.loo_convention == "renormalised":
                     gradients = gradients + self._decayed
                 changes.append(inverse.solve(gradients).vectors / -n)
         parts = self._space.unflatten(torch.cat(changes))
@@ -345,7 +345,7 @@ class RescaledIF(CurvatureMethod):
         jacobian = self._outputs.jacobian(prepared, ids).flatten(0, 1)
         solved = query.inverse.solve(jacobian).vectors
         made = VectorQuery(self._held(solved), self._products)
-        if self._solved_decay is None:
+        if self.loo_convention == "fixed_divisor":
             return made
         return ShiftedQuery(made, jacobian @ self._solved_decay[0])
 

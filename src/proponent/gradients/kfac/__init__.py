@@ -4,7 +4,8 @@ from proponent.gradients.kfac.covariances import Covariances
 from proponent.gradients.kfac.factors import KroneckerFactors
 from proponent.gradients.kfac.fit import FactorError, covariances, eigenvalue_sums
 from proponent.gradients.kfac.passes import EigenvalueSums
-from proponent.gradients.kfac.precondition import KroneckerQuery, Preconditioner
+from proponent.gradients.kfac.precondition import Preconditioner
+from proponent.gradients.kfac.query import KroneckerQuery
 
 __all__ = [
     "Covariances",

@@ -118,7 +118,7 @@ def _rotated(factors: Tensor, basis: Tensor | None, homogeneous: bool) -> Tensor
     if basis is None:
         return factors
     if homogeneous:
-        return torch.add(factors @ basis[:-1], basis[-1])
+        return (factors @ basis[:-1]).add_(basis[-1])
     return factors @ basis
 
 
@@ -135,16 +135,16 @@ def kronecker_block(layer: Layer, sums: LayerSums, n: int, dtype: torch.dtype) -
     """
     if layer.kind is Kind.DIAGONAL:
         return Block(layer, None, None, (sums.left / n).to(dtype))
-    right_values, right = _eigh(sums.right / max(1, sums.positions))
+    right_values, right = _eigh(sums.right, max(1, sums.positions), dtype)
     if layer.kind is Kind.LOOKUP:
         left_values, left = sums.left / n, None
     else:
-        left_values, left = _eigh(sums.left / n)
-        left = left.to(dtype)
+        left_values, left = _eigh(sums.left, n, dtype)
     eigenvalues = torch.outer(left_values, right_values).to(dtype)
-    return Block(layer, left, right.to(dtype), eigenvalues)
+    return Block(layer, left, right, eigenvalues)
 
 
-def _eigh(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(covariance)
-    return values.clamp_(min=0), vectors.contiguous()
+def _eigh(total: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of ``total / count``, and its eigenvectors in a precision."""
+    values, vectors = torch.linalg.eigh(total)
+    return values.clamp_(min=0).div_(count), vectors.to(dtype).contiguous()

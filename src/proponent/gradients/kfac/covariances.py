@@ -23,7 +23,7 @@ from torch import Tensor
 from proponent.exceptions import InvalidInputError
 from proponent.gradients.forms import Form
 from proponent.gradients.kfac.layers import Kind, Layer, pieces
-from proponent.gradients.kfac.squares import sum_of_squares
+from proponent.gradients.kfac.squares import add_squares
 from proponent.gradients.tokens import Tokens
 
 # A Gram matrix is computed in columns of this width, below the diagonal alone.
@@ -163,7 +163,7 @@ class Covariances:
 def _accumulate(layer: Layer, forms: Mapping[str, Form], sums: LayerSums, memory: int) -> None:
     form = forms[layer.weight]
     if layer.diagonal:
-        sums.left.add_(sum_of_squares(form))
+        add_squares(sums.left, form)
         return
     for piece in pieces(layer, {layer.weight: form}, memory):
         tokens = layer.tokens(piece)

@@ -119,8 +119,9 @@ class KroneckerFactors(Curvature):
         batch_size : int, optional
             Instances in a pass; None chooses. It does not change the numbers.
         memory : int
-            Bytes that factors being fitted may take: if all layers' do not fit, groups of layers
-            are fitted one after the other, with their own passes.
+            Bytes that layers being fitted may take; those that are finished come on top. If all
+            layers do not fit, groups of them are fitted one after the other, with their own
+            passes.
         exclude : sequence of str
             Names or globs of parameters to leave out.
         path : str or Path, optional
@@ -253,7 +254,7 @@ class KroneckerFactors(Curvature):
         """
         blocks = tuple(block.to(dtype or self.space.dtype) for block in self.blocks)
         shifts = checked_shifts(shift, [block.layer.name for block in blocks])
-        return Preconditioner(self.space, blocks, shifts, self.method, self.notes)
+        return Preconditioner(self.space, blocks, shifts, self.method, self.n, self.notes)
 
     @override
     def diagonal(self) -> None:

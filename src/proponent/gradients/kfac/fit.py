@@ -98,7 +98,7 @@ def fit_blocks(
         if missing:
             sums = covariance_pass(gradients, missing)
             failed |= sums.failed
-            for block in eigenbases(sums, failed, gradients.precision):
+            for block in eigenbases(sums, failed, gradients.precision, release=True):
                 bases[block.layer.weight] = block
                 if store is not None:
                     store.write_basis(block)
@@ -119,13 +119,19 @@ def fit_blocks(
     return fitted, failed
 
 
-def eigenbases(sums: Covariances, failed: dict[str, str], dtype: torch.dtype) -> Iterator[Block]:
-    """Go through the layers' K-FAC blocks; layers that fail are added to ``failed``."""
+def eigenbases(
+    sums: Covariances, failed: dict[str, str], dtype: torch.dtype, *, release: bool = False
+) -> Iterator[Block]:
+    """Go through the layers' K-FAC blocks; layers that fail are added to ``failed``.
+
+    ``release`` takes the sums out of ``sums`` as they are used, and so frees their memory.
+    """
     for layer in sums.layers:
         if layer.weight in failed:
             continue
+        own = sums.sums.pop(layer.weight) if release else sums.sums[layer.weight]
         try:
-            yield kronecker_block(layer, sums.sums[layer.weight], sums.n, dtype)
+            yield kronecker_block(layer, own, sums.n, dtype)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             failed[layer.weight] = f"the eigendecomposition failed ({error})"
 
@@ -133,14 +139,25 @@ def eigenbases(sums: Covariances, failed: dict[str, str], dtype: torch.dtype) ->
 def _groups(layers: Sequence[Layer], gradients: FisherGradients) -> list[list[Layer]]:
     """Cut the layers into groups whose covariances and bases fit the memory."""
     groups: list[list[Layer]] = []
-    room = 0
+    held = largest = 0
     for layer in layers:
-        squares = layer.columns**2 if not layer.diagonal else 0
-        squares += layer.rows**2 if layer.kind is Kind.KRONECKER else 0
-        size = 8 * squares + gradients.precision.itemsize * (squares + 2 * layer.entries)
-        if not groups or size > room:
+        size, work = _bytes(layer, gradients.precision)
+        if not groups or held + size + max(largest, work) > gradients.memory:
             groups.append([])
-            room = gradients.memory
+            held = largest = 0
         groups[-1].append(layer)
-        room -= size
+        held, largest = held + size, max(largest, work)
     return groups
+
+
+def _bytes(layer: Layer, dtype: torch.dtype) -> tuple[int, int]:
+    """Return what is held of a layer while it is fitted, and what its decomposition takes."""
+    sides = [] if layer.diagonal else [layer.columns]
+    sides += [layer.rows] if layer.kind is Kind.KRONECKER else []
+    squares = sum(side**2 for side in sides)
+    # Sums in float64, and beside them either products of some batches, or the bases.
+    sums = layer.entries if layer.diagonal else squares
+    held = 8 * sums + dtype.itemsize * (squares + 2 * layer.entries)
+    # The eigenvectors, LAPACK's two matrices to work in, and the copy of another precision.
+    work = max((4 * 8 * side**2 for side in sides), default=0)
+    return held, max(work, 8 * layer.entries)

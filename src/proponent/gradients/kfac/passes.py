@@ -19,7 +19,7 @@ from proponent.gradients.capture import GradientCapture
 from proponent.gradients.kfac.blocks import Block
 from proponent.gradients.kfac.covariances import Covariances, LayerSums, blame
 from proponent.gradients.kfac.layers import Layer, find_layers, pieces
-from proponent.gradients.kfac.squares import sum_of_squares
+from proponent.gradients.kfac.squares import add_squares
 from proponent.gradients.labels import FisherLabels, with_fisher_labels
 from proponent.gradients.products import Gradients
 from proponent.models.torch import TorchModel
@@ -208,7 +208,9 @@ def eigenvalue_pass(gradients: FisherGradients, blocks: Sequence[Block]) -> Eige
             for piece in pieces(block.layer, forms, gradients.memory // 4):
                 rotated = block.rotate_gradients(piece)
                 if rotated is not None:
-                    result.sums[name] += sum_of_squares(rotated)
+                    # Factors that were rotated are nobody else's.
+                    fresh = not block.layer.diagonal
+                    add_squares(result.sums[name], rotated, overwrite=fresh)
             if not torch.isfinite(result.sums[name].sum()):
                 result.failed[name] = blame(block.layer, forms, ids)
                 del result.sums[name]

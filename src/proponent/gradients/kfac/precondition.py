@@ -2,26 +2,27 @@ r"""What Kronecker factors are fitted for: products with ``(C + shift I)^{-1}``.
 
 .. math:: (C + \delta I)^{-1} V = Q_S \frac{Q_S^T V Q_A}{\Lambda + \delta} Q_A^T
 
-Between captured gradients these are taken in the eigenbasis, where the factors of a gradient
-are rotated and never the gradient.
+Where captured gradients are taken to the eigenbasis, it is their factors that are rotated, and
+never the gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from proponent.exceptions import InvalidInputError, SolveError
+from proponent.gradients.contraction import contract
 from proponent.gradients.kfac.blocks import Block
 from proponent.gradients.kfac.layers import pieces
+from proponent.gradients.kfac.query import KroneckerQuery
 from proponent.gradients.kfac.squares import weighted_squares
-from proponent.gradients.products import Gradients, Products, Query, VectorQuery, squared_norms
+from proponent.gradients.products import Gradients
 from proponent.gradients.solvers.solution import Solution, check_shift, relative_residuals
 from proponent.gradients.space import ParameterSpace
 
@@ -63,6 +64,8 @@ class Preconditioner:
         Weight decay plus damping of each layer, by its name.
     method : str
         "ekfac" or "kfac".
+    n : int
+        Number of training instances that the factors were fitted to.
     notes : tuple of str
         What the user should know of the factors.
     """
@@ -71,6 +74,7 @@ class Preconditioner:
     blocks: tuple[Block, ...]
     shifts: Mapping[str, float]
     method: str
+    n: int
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -121,7 +125,7 @@ class Preconditioner:
     def precondition(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``(C + shift I)^{-1} v`` for k vectors, each parameter ``(k, *shape)``."""
         result: dict[str, Tensor] = {}
-        for block, inverse in zip(self.blocks, self._inverses, strict=True):
+        for block, inverse in zip(self.blocks, self.inverses, strict=True):
             result |= block.unrotate(block.rotate(vectors).mul(inverse))
         return result
 
@@ -136,17 +140,21 @@ class Preconditioner:
 
     def self_inner(self, gradients: Gradients, n: int) -> Tensor:
         """Return ``g_i^T (C + shift I)^{-1} g_i`` of n captured gradients, (n,)."""
-        return self._weighted_squares(gradients, n, self._inverses)
+        return self._weighted_squares(gradients, n, self.inverses)
 
     def inverse_norms(self, gradients: Gradients, n: int) -> Tensor:
         """Return ``||(C + shift I)^{-1} g_i||`` of n captured gradients, (n,)."""
-        squares = [inverse.square() for inverse in self._inverses]
+        squares = [inverse.square() for inverse in self.inverses]
         return self._weighted_squares(gradients, n, squares).sqrt()
 
     def inner(self, vectors: Tensor, gradients: Gradients, n: int) -> Tensor:
         """Return ``v_k^T (C + shift I)^{-1} g_i`` for vectors (k, p), (k, n)."""
         solved = self.precondition(self.space.unflatten(self.space.check(vectors)))
-        return VectorQuery(solved, Products()).meet(gradients, n)[0].T
+        total = torch.zeros(n, len(vectors), dtype=self.dtype, device=self.space.device)
+        for name, form in gradients.items():
+            if name in solved:
+                total += contract(form, solved[name])
+        return total.T
 
     def query(self, parts: Sequence[Gradients], sizes: Sequence[int]) -> KroneckerQuery:
         """Return test gradients ready to meet training gradients in the eigenbasis.
@@ -159,6 +167,14 @@ class Preconditioner:
             Number of test instances in each.
         """
         return KroneckerQuery(self, parts, sizes)
+
+    def queries_at_once(self, memory: int) -> int:
+        """Return how many test gradients, ready to be met, take no more than ``memory`` bytes.
+
+        At least 1. The captured gradients that they are made from are not counted.
+        """
+        entries = sum(block.layer.entries for block in self.blocks)
+        return max(1, memory // max(1, entries * self.dtype.itemsize))
 
     def diagnostics(self) -> dict[str, Any]:
         """Return each layer's shift and eigenvalues, as values that JSON can hold."""
@@ -181,7 +197,8 @@ class Preconditioner:
         return self.blocks[0].eigenvalues.dtype if self.blocks else self.space.dtype
 
     @cached_property
-    def _inverses(self) -> list[Tensor]:
+    def inverses(self) -> list[Tensor]:
+        """``1 / (Lambda + shift)`` of each block."""
         return [
             (block.eigenvalues + self.shifts[block.layer.name]).reciprocal_()
             for block in self.blocks
@@ -227,61 +244,3 @@ class Preconditioner:
             if float(block.eigenvalues.min()) + self.shifts[block.layer.name]
             < spread[block.layer.name]
         ]
-
-
-@dataclass
-class KroneckerQuery(Query):
-    """Test gradients times ``(C + shift I)^{-1}``, met by training gradients in the eigenbasis.
-
-    Parameters
-    ----------
-    preconditioner : Preconditioner
-        The factors.
-    parts : sequence of gradients
-        Of consecutive batches of test instances.
-    sizes : sequence of int
-        Number of test instances in each.
-    """
-
-    preconditioner: Preconditioner
-    parts: Sequence[Gradients]
-    sizes: Sequence[int]
-    _coordinates: list[Tensor] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Rotate and divide the test gradients."""
-        self._coordinates = []
-        inverses = self.preconditioner._inverses
-        for block, inverse in zip(self.preconditioner.blocks, inverses, strict=True):
-            rows = inverse.new_zeros(len(self), *inverse.shape)
-            start = 0
-            for part, size in zip(self.parts, self.sizes, strict=True):
-                end = start + size
-                for piece in pieces(block.layer, part, PIECE_BYTES):
-                    rotated = block.rotate_gradients(piece)
-                    if rotated is not None:
-                        filled = slice(start, start + rotated.n)
-                        torch.mul(rotated.materialise(), inverse, out=rows[filled])
-                        start += rotated.n
-                start = end
-            self._coordinates.append(rows)
-
-    @override
-    def __len__(self) -> int:
-        return sum(self.sizes)
-
-    @override
-    def meet(
-        self, train: Gradients, n: int, *, norms: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return ``g_i^T (C + shift I)^{-1} g_te``, (n, m), and, if wanted, ``||g_i||^2``, (n,)."""
-        made = self.preconditioner
-        total = torch.zeros(n, len(self), dtype=made.dtype, device=made.space.device)
-        for block, coordinates in zip(made.blocks, self._coordinates, strict=True):
-            start = 0
-            for piece in pieces(block.layer, train, PIECE_BYTES):
-                rotated = block.rotate_gradients(piece)
-                if rotated is not None:
-                    total[start : start + rotated.n] += rotated.contract(coordinates)
-                    start += rotated.n
-        return total, squared_norms(train, n, Products()) if norms else None

@@ -12,24 +12,40 @@ from torch import Tensor
 from proponent.gradients.forms import Dense, Form, Lookup, Outer
 
 # Gradients are formed in pieces that stay in the caches.
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 2**20
+# Up to this many large gradients are squared and added one by one, in one step.
+FEW = 16
 
 
-def sum_of_squares(form: Form) -> Tensor:
-    """Return ``sum_i G_i^2``, entry by entry, ``shape``."""
+def add_squares(total: Tensor, form: Form, *, overwrite: bool = False) -> None:
+    """Add ``sum_i G_i^2``, entry by entry, to ``total``, of the gradients' ``shape``.
+
+    ``overwrite`` allows the form's factors to be changed.
+    """
+    if total.dtype != form.like.dtype:
+        part = torch.zeros_like(total, dtype=form.like.dtype)
+        add_squares(part, form, overwrite=overwrite)
+        total += part
+        return
     if isinstance(form, Outer) and form.positions == 1:
-        return form.left[:, 0].square().T @ form.right[:, 0].square()
+        left, right = form.left[:, 0], form.right[:, 0]
+        squared = (left.square_(), right.square_()) if overwrite else (left**2, right**2)
+        matrix = total.view(left.shape[1], right.shape[1])
+        matrix.addmm_(squared[0].T, squared[1])
+        return
     if isinstance(form, Lookup):
         _, entries, sums = _by_instance(form)
-        total = sums.new_zeros(form.shape)
-        return total.index_add_(0, entries, sums.square_())
-    total = form.like.new_zeros(form.shape)
+        total.index_add_(0, entries, sums.square_())
+        return
     for piece in _pieces(form):
         gradients = piece.materialise()
-        # What was formed here may be overwritten; a dense form is the gradients themselves.
-        square = gradients.square() if isinstance(form, Dense) else gradients.square_()
-        total += square.sum(0)
-    return total
+        if len(gradients) <= FEW:
+            for gradient in gradients:
+                total.addcmul_(gradient, gradient)
+        else:
+            # What was formed here may be overwritten; a dense form is the gradients themselves.
+            square = gradients.square() if isinstance(form, Dense) else gradients.square_()
+            total += square.sum(0)
 
 
 def weighted_squares(form: Form, weights: Tensor) -> Tensor:
