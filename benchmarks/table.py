@@ -71,16 +71,22 @@ def _megabytes(found: dict[str, Any], name: str) -> str:
 
 def write(name: str, found: dict[str, Any], command: str) -> None:
     """Write or replace the section of one workload in ``RESULTS.md``."""
+    counts = f"n = {found['n']}, m = {found['m']}"
+    if found["checkpoints"] > 1:
+        counts += f", {found['checkpoints']} checkpoints"
+    write_section(name, found["title"], counts + ".", markdown(found), command)
+
+
+def write_section(name: str, title: str, counts: str, table: str, command: str) -> None:
+    """Write or replace a section of ``RESULTS.md``, between its marks."""
     section = "\n".join(
         [
             f"<!-- begin {name} -->",
-            f"## {found['title']}",
+            f"## {title}",
             "",
-            f"n = {found['n']}, m = {found['m']}"
-            + (f", {found['checkpoints']} checkpoints" if found["checkpoints"] > 1 else "")
-            + f". `{command}`, {datetime.date.today().isoformat()}; {environment()}.",
+            f"{counts} `{command}`, {datetime.date.today().isoformat()}; {environment()}.",
             "",
-            markdown(found),
+            table,
             f"<!-- end {name} -->",
         ]
     )
@@ -98,7 +104,7 @@ def write(name: str, found: dict[str, Any], command: str) -> None:
 def environment() -> str:
     """Say what the numbers were measured with: versions and CPU."""
     versions = [f"Python {platform.python_version()}"]
-    for package in ("torch", "captum", "dattri", "proponent"):
+    for package in ("torch", "captum", "dattri", "kronfluence", "traker", "proponent"):
         try:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
