@@ -23,6 +23,8 @@ from proponent.gradients.capture import GradientCapture
 from proponent.gradients.kfac import KroneckerFactors, Preconditioner, covariances
 from proponent.models.torch import TorchModel
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*GradScaler:FutureWarning")
+
 N, M, CLASSES = 19, 6, 3
 SHIFT = 0.02
 
@@ -209,7 +211,7 @@ def test_kfac_of_several_positions_differs_by_their_number(name: str, tmp_path: 
     assert relative_error(case.scores(theirs_made_here), theirs) < 1e-10
 
 
-def test_kfac_of_a_convolution_is_exact_where_it_can_be(tmp_path: Path) -> None:
+def test_kfac_of_a_convolution_is_exact_where_it_can_be() -> None:
     """Where positions are independent it is the Gauss-Newton matrix, and theirs is too small."""
     net = nn.Conv2d(2, 1, 1)
     x = torch.randn(5, 2, 2, 2).repeat_interleave(4, 0)

@@ -17,6 +17,8 @@ from proponent.gradients.kfac.query import BlockVectors, KroneckerQuery
 from proponent.gradients.low_rank_query import LowRank, LowRankQuery
 from proponent.gradients.products import VectorQuery
 
+__all__ = ["LowRankQuery", "compressed"]
+
 # Matrices that are decomposed at a time.
 PIECE_BYTES = 64 * 2**20
 # Matrices of so few columns or rows are decomposed exactly.
@@ -93,21 +95,24 @@ class _Compression:
         self._matrices[name] = _low_rank(left, right, vectors.shape[1:])
 
     def add_block(self, part: BlockVectors) -> None:
-        """Take the vectors of a block of the curvature."""
-        layer, coordinates = part.block.layer, part.coordinates
-        for name, vectors in part.vectors.items():
-            self.add(name, vectors)
-        if coordinates is None:
-            return
-        if not self._shrinks(coordinates):
-            for name, vectors in part.block.unrotate(coordinates).items():
+        """Take the vectors of a block of the curvature, a bias as a column of its matrix.
+
+        An orthogonal basis changes neither ranks nor norms: of vectors in the eigenbasis it is the
+        factors that are rotated back.
+        """
+        block, layer = part.block, part.block.layer
+        rotated = part.coordinates is not None
+        matrices = block.joined(part.vectors) if part.coordinates is None else part.coordinates
+        if layer.diagonal or not self._shrinks(matrices):
+            for name, vectors in (block.unrotate(matrices) if rotated else part.vectors).items():
                 self.add(name, vectors)
             return
-        # An orthogonal basis changes neither ranks nor norms: it is the factors that are rotated.
-        left, right, lost = self._factors(coordinates)
-        left = left if part.block.left is None else part.block.left @ left
-        right = right if part.block.right is None else part.block.right @ right
-        self._squares.append(_squared_norms(coordinates))
+        left, right, lost = self._factors(matrices)
+        if rotated and block.left is not None:
+            left = block.left @ left
+        if rotated and block.right is not None:
+            right = block.right @ right
+        self._squares.append(_squared_norms(matrices))
         self._lost.append(lost)
         if layer.bias is not None:
             inner, border = (right, left) if layer.bias_on_left else (left, right)

@@ -3,7 +3,12 @@
 from proponent.gradients.kfac.covariances import Covariances
 from proponent.gradients.kfac.factors import KroneckerFactors
 from proponent.gradients.kfac.fit import FactorError, covariances, eigenvalue_sums
-from proponent.gradients.kfac.passes import EigenvalueSums
+from proponent.gradients.kfac.passes import (
+    EigenvalueSums,
+    FisherGradients,
+    covariance_pass,
+    eigenvalue_pass,
+)
 from proponent.gradients.kfac.precondition import Preconditioner
 from proponent.gradients.kfac.query import KroneckerQuery
 
@@ -11,9 +16,12 @@ __all__ = [
     "Covariances",
     "EigenvalueSums",
     "FactorError",
+    "FisherGradients",
     "KroneckerFactors",
     "KroneckerQuery",
     "Preconditioner",
+    "covariance_pass",
     "covariances",
+    "eigenvalue_pass",
     "eigenvalue_sums",
 ]

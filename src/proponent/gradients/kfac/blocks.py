@@ -57,18 +57,26 @@ class Block:
         vectors : mapping
             For each parameter of the block ``(k, *shape)``.
         """
+        matrix = self.joined(vectors)
+        if self.right is not None:
+            matrix = matrix @ self.right
+        return matrix if self.left is None else self.left.T @ matrix
+
+    def joined(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """Return k vectors as matrices, a bias as the last row or column of its weight's.
+
+        They are ``(k, *eigenvalue_shape)``, in the factors' precision.
+        """
         layer, dtype = self.layer, self.eigenvalues.dtype
         matrix = vectors[layer.weight].to(dtype)
         if layer.kind is Kind.DIAGONAL:
             return matrix
         matrix = matrix.flatten(2) if matrix.ndim > 2 else matrix.unsqueeze(2)
-        if layer.bias is not None:
-            bias = vectors[layer.bias].to(dtype)
-            border = bias.unsqueeze(1) if layer.bias_on_left else bias.unsqueeze(2)
-            matrix = torch.cat([matrix, border], 1 if layer.bias_on_left else 2)
-        if self.right is not None:
-            matrix = matrix @ self.right
-        return matrix if self.left is None else self.left.T @ matrix
+        if layer.bias is None:
+            return matrix
+        bias = vectors[layer.bias].to(dtype)
+        border = bias.unsqueeze(1) if layer.bias_on_left else bias.unsqueeze(2)
+        return torch.cat([matrix, border], 1 if layer.bias_on_left else 2)
 
     def unrotate(self, coordinates: Tensor) -> dict[str, Tensor]:
         """Return the vectors that have these coordinates, parameter by parameter."""
