@@ -152,6 +152,11 @@ def flipped_task(folder: Path, position: int = 4) -> Flipped:
 
 
 ROWS: dict[str, Row] = {
+    # Beyond the k nearest its values are 0, so that few neighbours say little.
+    "KNNLeaveOneOut": Row(Task.model, {"k": 12}),
+    "KNNShapley": Row(Task.model, {"k": 3}),
+    "ThresholdKNNShapley": Row(Task.model, {"radius": 2.0}),
+    "WeightedKNNShapley": Row(Task.model, {"k": 3}),
     "InfluenceFunctions": Row(
         Task.model, {"weight_decay": 0.05}, seeded={"curvature": "fisher"}, tolerance=1e-9
     ),

@@ -27,6 +27,11 @@ _EXPORTS: dict[str, str] = {
     "indexed": "proponent.models.recorder",
     "LightningRecorder": "proponent.models.callbacks",
     "TransformersRecorder": "proponent.models.callbacks",
+    # section 4: retraining-based
+    "KNNLeaveOneOut": "proponent.retraining.neighbours.leave_one_out",
+    "KNNShapley": "proponent.retraining.neighbours.shapley",
+    "ThresholdKNNShapley": "proponent.retraining.neighbours.threshold_shapley",
+    "WeightedKNNShapley": "proponent.retraining.neighbours.weighted_shapley",
     # section 5.1: static
     "InfluenceFunctions": "proponent.static.influence_functions",
     "FastIF": "proponent.static.fastif",
@@ -79,6 +84,10 @@ if TYPE_CHECKING:
     from proponent.models.recorder import Recorder, indexed
     from proponent.models.run import TrainingRun
     from proponent.models.torch import TorchModel
+    from proponent.retraining.neighbours.leave_one_out import KNNLeaveOneOut
+    from proponent.retraining.neighbours.shapley import KNNShapley
+    from proponent.retraining.neighbours.threshold_shapley import ThresholdKNNShapley
+    from proponent.retraining.neighbours.weighted_shapley import WeightedKNNShapley
     from proponent.static.arnoldi_if import ArnoldiIF
     from proponent.static.datainf import DataInf
     from proponent.static.fastif import FastIF
@@ -116,6 +125,8 @@ __all__ = [
     "InfluenceFunctions",
     "InfluenceMethod",
     "Instances",
+    "KNNLeaveOneOut",
+    "KNNShapley",
     "LargestRiskChange",
     "LightningRecorder",
     "LoGra",
@@ -130,6 +141,7 @@ __all__ = [
     "RescaledIF",
     "SecondOrderGroupIF",
     "SparseLastLayer",
+    "ThresholdKNNShapley",
     "TopInfluence",
     "TorchModel",
     "TracIn",
@@ -138,6 +150,7 @@ __all__ = [
     "TracInRP",
     "TrainingRun",
     "TransformersRecorder",
+    "WeightedKNNShapley",
     "diagnose",
     "indexed",
     "methods",

@@ -18,16 +18,6 @@ _submodels = partial(
     generative=True,
     any_model=True,
 )
-_neighbours = partial(
-    MethodCard,
-    family="retraining",
-    needs="the training set only, as the model is a k-nearest-neighbours classifier",
-    full_complexity="O(n log n)",
-    incremental_complexity="O(n log n)",
-    space_complexity="O(n)",
-    storage_complexity="0",
-    original_sign="the same",
-)
 _exponential = partial(
     _submodels,
     full_complexity="O(2^n T)",
@@ -54,14 +44,6 @@ RETRAINING: tuple[MethodCard, ...] = (
         estimates_loo=True,
         group=True,
         original_sign="the same, by definition",
-    ),
-    _neighbours(
-        name="KNNLeaveOneOut",
-        survey_name="kNN LOO",
-        title="k-Nearest-Neighbors Leave-One-Out",
-        section="4.1.3",
-        paper="Jia et al., CVPR 2021",
-        estimates_loo=True,
     ),
     # It screens for Cook's distance: one value a training instance, whatever the test set.
     MethodCard(
@@ -171,14 +153,6 @@ RETRAINING: tuple[MethodCard, ...] = (
         assumes=("differentiable", "optimizer"),
         any_model=False,
         original_sign=_UTILITY,
-    ),
-    _neighbours(
-        name="KNNShapley",
-        survey_name="kNN Shapley",
-        title="k-Nearest-Neighbors Shapley",
-        section="4.3.3",
-        equations="24, 25",
-        paper="Jia et al., PVLDB 2019",
     ),
     _exponential(
         name="BetaShapley",

@@ -1,0 +1,1 @@
+"""Retraining-based methods: influence by training on subsets (survey section 4)."""

@@ -1,0 +1,1 @@
+"""Closed forms of the games that k nearest neighbours play."""
