@@ -42,23 +42,23 @@ class Piece:
         Takes a workload's bench; does the work and returns its result.
     bar : str
         The ratio that was promised, if one was.
-    prepare : callable, optional
-        Takes the bench; makes what the piece needs, once and not timed.
     near : callable, optional
         Takes the bench and the result; says how near the truth it is.
     n : int, optional
         Instances, where the piece cannot be given all of them; its floor is over as many.
     rounds : int, optional
         At most so many turns, for slow peers.
+    prepare : callable, optional
+        Takes the bench; makes what the piece needs, once and not timed.
     """
 
     title: str
     work: Callable[[Any], Any]
     bar: str = ""
-    prepare: Callable[[Any], Any] | None = None
     near: Callable[[Any, Any], str] | None = None
     n: int | None = None
     rounds: int | None = None
+    prepare: Callable[[Any], Any] | None = None
 
 
 @dataclass

@@ -262,3 +262,16 @@ def test_compressed_queries_report_what_they_lose(network, solver, convention, m
         assert close(joint, exact.sum(0), 1e-9)  # a sum is never compressed
     with pytest.raises(InvalidInputError, match="query_rank"):
         pp.InfluenceFunctions(query_rank=0).fit(network.model, network.train)
+
+
+def test_the_memory_bounds_the_batches_that_are_chosen(network) -> None:
+    sizes = [
+        pp.GradientDot(memory=memory).fit(network.model, network.train)._batch_size
+        for memory in (2**29, 2**12, 1)
+    ]
+    assert sizes[0] > sizes[1] > sizes[2] == 1
+    answers = []
+    for memory in (2**12, 2**29):
+        method = pp.InfluenceFunctions("explicit", damping=SHIFT, memory=memory)
+        answers.append(method.fit(network.model, network.train).influence(network.test).values)
+    assert close(*answers, 1e-9)

@@ -110,6 +110,10 @@ class GradientCapture:
         smallest, largest = BATCH_SIZES
         return max(smallest, min(largest, room // max(1, self._bytes)))
 
+    def batch_size_within(self, memory: int) -> int:
+        """Return a batch size for which the gradients fit the caches, and ``memory`` bytes."""
+        return max(1, min(self.batch_size, memory // max(1, self._bytes)))
+
     def __call__(self, batch: Any, ids: Any) -> dict[str, Form]:
         """Return the per-instance gradients of a prepared batch, by parameter.
 

@@ -58,7 +58,8 @@ class GradientMethod(InfluenceMethod):
     products : "auto", "pair" or "materialise"
         How inner products are taken; ``auto`` chooses for each layer by a cost rule.
     memory : int
-        Bytes that gradients held for products may take.
+        Bytes that gradients held for products may take; it bounds batches that are chosen here,
+        and blocks of test instances.
     dtype : str, optional
         ``"float32"`` or ``"float64"``: precision of the products. None: the module's, at least
         float32.
@@ -116,7 +117,8 @@ class GradientMethod(InfluenceMethod):
             capture = GradientCapture(model, instances, held)
         self._products = products
         self._capture = capture
-        self._batch_size = capture.batch_size if size is None else int(size)
+        within = capture.batch_size_within(self.memory)
+        self._batch_size = within if size is None else int(size)
         self.model_ = model
         self.train_ = instances
 
