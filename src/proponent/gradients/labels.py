@@ -78,7 +78,7 @@ def with_fisher_labels(
                 f"or 'observed' (the empirical Fisher)."
             )
         return model, instances
-    family = _family(model)
+    family = loss_family(model)
     companions: Tensor = torch.arange(len(instances))
     if labels is not None:
         companions = torch.as_tensor(labels)
@@ -128,7 +128,7 @@ class _Accompanied(Instances):
 
 
 @dataclass(frozen=True)
-class _Family:
+class LossFamily:
     """A risk that is -log of a distribution: its loss, and whether it is a mean of its terms.
 
     ``ignored`` stands for "left out" among the data set's labels.
@@ -140,10 +140,10 @@ class _Family:
     ignored: int = IGNORED_LABEL
 
 
-def _family(model: TorchModel) -> _Family | None:
+def loss_family(model: TorchModel) -> LossFamily | None:
     """Return the distribution that a model's risk belongs to, or None."""
     if model.loss_name is not None:
-        return _Family(model.loss_name, LOSSES[model.loss_name], mean=True)
+        return LossFamily(model.loss_name, LOSSES[model.loss_name], mean=True)
     reduced = getattr(model.risk, "_loss", None)  # what risk_of makes of a torch loss module
     module = getattr(reduced, "_loss", None)
     names: dict[type, str] = {
@@ -158,13 +158,13 @@ def _family(model: TorchModel) -> _Family | None:
         return None
     ignored: int = getattr(module, "ignore_index", IGNORED_LABEL)
     summed = bool(getattr(reduced, "_sums", 0))
-    return _Family(name, reduced, mean=not summed, ignored=ignored)
+    return LossFamily(name, reduced, mean=not summed, ignored=ignored)
 
 
 class _FisherRisk:
     """The risk at other labels, scaled so that its gradients square to the Fisher."""
 
-    def __init__(self, model: TorchModel, family: _Family | None, seed: int | None) -> None:
+    def __init__(self, model: TorchModel, family: LossFamily | None, seed: int | None) -> None:
         self._risk = model.risk
         self._family = family
         # Mixed once; None where labels are given.
@@ -206,7 +206,7 @@ def _with_target(batch: Any, labels: Tensor) -> Any:
     )
 
 
-def _draw(family: _Family, output: Tensor, positions: Tensor, stream: Tensor) -> Tensor:
+def _draw(family: LossFamily, output: Tensor, positions: Tensor, stream: Tensor) -> Tensor:
     """Draw numbers from the distribution whose -log density is the family's loss."""
     uniform = _uniform(stream, positions, output[0].numel()).view(output.shape)
     if family.name == "mse":
@@ -214,7 +214,7 @@ def _draw(family: _Family, output: Tensor, positions: Tensor, stream: Tensor) ->
     return (uniform < output.sigmoid()).to(output.dtype)
 
 
-def _places(family: _Family, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _places(family: LossFamily, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits (n, places, classes), and which places count, (n, places)."""
     if family.name == "causal_lm":
         logits, kept = output[:, :-1], target[:, 1:] != family.ignored
@@ -255,7 +255,7 @@ def _classes_last(output: Tensor, target: Tensor) -> Tensor:
     return output.movedim(1, -1)
 
 
-def _terms(family: _Family, output: Tensor, target: Tensor, ignored: int) -> Tensor:
+def _terms(family: LossFamily, output: Tensor, target: Tensor, ignored: int) -> Tensor:
     """Return the number of terms that an instance's risk is made of, (n,)."""
     if family.name in ("mse", "bce_with_logits"):
         return output.new_full((len(output),), float(output[0].numel()))

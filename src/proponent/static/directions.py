@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from proponent.exceptions import InvalidInputError
-from proponent.gradients.labels import _Family as LossFamily
+from proponent.gradients.labels import LossFamily
 from proponent.gradients.last_layer import Readout
 from proponent.gradients.linear_head import RowLoss, Rows
 from proponent.models.risk import LOSSES

@@ -14,8 +14,7 @@ from typing_extensions import override
 
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
-from proponent.gradients.labels import _Family as LossFamily
-from proponent.gradients.labels import _family as loss_family
+from proponent.gradients.labels import LossFamily, loss_family
 from proponent.gradients.last_layer import BATCH_SIZE, LastLayer, Readout
 from proponent.gradients.linear_head import LinearHead, Rows
 from proponent.method import InfluenceMethod
