@@ -99,3 +99,19 @@ def test_groups_do_not_add_up_and_unknown_settings_are_refused(network) -> None:
         method.group_influence({"a": [0, 1]}, network.test)
     with pytest.raises(InvalidInputError, match="relative"):
         pp.RelatIF("size").fit(network.model, network.train)
+
+
+def test_auto_takes_kronecker_factors_where_the_matrix_does_not_fit(network, monkeypatch) -> None:
+    """A solve for every instance has to be cheap; so has a pass in every step, on large sets."""
+    entries = len(network.theta)
+    tight = pp.RelatIF(damping=SHIFT, memory=16 * entries).fit(network.model, network.train)
+    given = pp.RelatIF(solver="ekfac", damping=SHIFT).fit(network.model, network.train)
+    influence = tight.influence(network.test)
+    assert influence.diagnostics["why_solver"].startswith("ekfac")
+    assert close(influence.values, given.influence(network.test).values)
+    monkeypatch.setattr("proponent.static.chosen_inverse.FACTORED", N * entries - 1)
+    large = pp.InfluenceFunctions(damping=SHIFT).fit(network.model, network.train)
+    assert "too many for passes" in large.influence(network.test).diagnostics["why_solver"]
+    kept = pp.InfluenceFunctions(curvature="hessian", damping=1.0)
+    kept.fit(network.model, network.train)
+    assert "explicit" in kept.influence(network.test).diagnostics["why_solver"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
@@ -16,7 +17,7 @@ from proponent._results.view import View, as_html, as_text, counted
 from proponent.exceptions import InvalidInputError
 
 
-class LabelledResult:
+class LabelledResult(ABC):
     """Train and test ids, the method and its settings, diagnostics; nothing can be set."""
 
     __slots__ = ("__weakref__", "_diagnostics", "_method", "_settings", "_test_ids", "_train_ids")
@@ -97,8 +98,9 @@ class LabelledResult:
             text += f" on {counted(len(self._test_ids), 'test instance')}"
         return text + (f" ({self._method})" if self._method else "")
 
+    @abstractmethod
     def _view(self) -> View:
-        raise NotImplementedError
+        """Return what is shown of the result."""
 
     def __repr__(self) -> str:
         """Show a heading and the strongest training instances of the first test instances."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from html import escape
 
@@ -48,11 +49,12 @@ class Table:
         )
 
 
-class TabulatedResult:
+class TabulatedResult(ABC):
     """A result that shows itself as a table in a terminal and in a notebook."""
 
+    @abstractmethod
     def _as_table(self) -> Table:
-        raise NotImplementedError
+        """Return the result as a table."""
 
     def __repr__(self) -> str:
         """Return the aligned text table."""

@@ -9,7 +9,6 @@ Each file is complete or not there, so that a fit that was stopped goes on with 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from proponent.exceptions import InvalidInputError
+from proponent.gradients.fingerprint import fingerprint
 from proponent.gradients.kfac.blocks import Block
 from proponent.gradients.kfac.layers import Layer
 from proponent.gradients.space import ParameterSpace
@@ -109,12 +108,11 @@ def manifest(
         drawn = labels
     else:
         given = torch.as_tensor(labels).detach().cpu()
-        drawn = {"given": _hash([given])}
-    parameters = gradients.model.module.state_dict().values()
+        drawn = {"given": fingerprint({"labels": given})}
     source = {
         "labels": drawn,
         "train": instances.fingerprint(),
-        "module": _hash([value for value in parameters if isinstance(value, Tensor)]),
+        "module": fingerprint(gradients.model.module.state_dict()),
         "dtype": str(gradients.precision),
     }
     space = ParameterSpace.of(gradients.model)
@@ -242,12 +240,3 @@ def _moved(block: Block, device: torch.device) -> Block:
     left = None if block.left is None else block.left.to(device)
     right = None if block.right is None else block.right.to(device)
     return Block(block.layer, left, right, block.eigenvalues.to(device))
-
-
-def _hash(tensors: Sequence[Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(np.ascontiguousarray(flat.view(torch.uint8).numpy()).data)
-    return digest.hexdigest()
