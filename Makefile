@@ -29,6 +29,7 @@ $(PEERS): $(SETUP)
 
 demo: $(SETUP)
 	$(BIN)/python examples/digits_mislabels.py
+	$(BIN)/python examples/data_values.py
 
 test: $(SETUP)
 	$(BIN)/python -m pytest

@@ -6,15 +6,18 @@ set, a test set, and a network whose training was recorded.
 
 import copy
 import hashlib
+import pickle
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.nn import functional
 
@@ -40,7 +43,8 @@ class Row:
     any_test : bool
         Whether it answers for any test set; otherwise only for the one given before training.
     seeded : mapping
-        Settings under which its seed, where it has one, changes the numbers.
+        Settings under which its seed, where it has one, changes the numbers; None: it decides only
+        what is random in a training, and that of the study is not.
     own_groups : bool
         Whether it answers for groups although their influence is no sum.
     tolerance : float
@@ -52,7 +56,7 @@ class Row:
     memorizes: bool = True
     diagonal: bool = True
     any_test: bool = True
-    seeded: Mapping[str, Any] = field(default_factory=dict)
+    seeded: Mapping[str, Any] | None = field(default_factory=dict)
     own_groups: bool = False
     tolerance: float = 1e-12
 
@@ -151,8 +155,43 @@ def flipped_task(folder: Path, position: int = 4) -> Flipped:
     return Flipped(task, position, np.flatnonzero(true == true[position]))
 
 
+def regression(task: Task) -> Any:
+    """Return an estimator that is trained on subsets of the training set."""
+    return LogisticRegression(C=1.0)
+
+
+def recipe(task: Task) -> Any:
+    """Return a network, not yet trained, and how it is."""
+    features = task.train[0].shape[1]
+    return pp.TorchLearner(
+        partial(_small_network, features), _sgd, loss="cross_entropy", epochs=2, batch_size=5
+    )
+
+
+def _small_network(features: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
 ROWS: dict[str, Row] = {
     # Beyond the k nearest its values are 0, so that few neighbours say little.
+    # Sums over tests and shards are rounded in another order.
+    "LeaveOneOut": Row(regression, own_groups=True, seeded=None, tolerance=1e-9),
+    "Downsampling": Row(regression, {"n_models": 240}, tolerance=1e-9),
+    "GenerativeDownsampling": Row(regression, {"folds": 4, "aggregate": "mean"}, tolerance=1e-9),
+    "Shapley": Row(regression, {"n_models": 600}, tolerance=1e-9),
+    "TMCShapley": Row(regression, {"n_permutations": 100, "tolerance": 0}, tolerance=1e-9),
+    "BetaShapley": Row(regression, {"n_models": 600}, tolerance=1e-9),
+    "Banzhaf": Row(regression, {"n_models": 600}, tolerance=1e-9),
+    "AME": Row(regression, {"n_models": 300, "estimator": "regression"}, tolerance=1e-9),
+    "Datamodels": Row(regression, {"n_models": 300, "estimator": "ridge"}, tolerance=1e-9),
+    "GroupTesting": Row(regression, {"n_models": 1500}, tolerance=1e-9),
+    "OwenShapley": Row(regression, {"n_models": 1500}, tolerance=1e-9),
+    "DeltaShapley": Row(regression, {"n_models": 1500}, tolerance=1e-9),
+    "GradientShapley": Row(recipe, {"n_permutations": 12, "learning_rate": 0.05}, tolerance=1e-9),
     "KNNLeaveOneOut": Row(Task.model, {"k": 12}),
     "KNNShapley": Row(Task.model, {"k": 3}),
     "ThresholdKNNShapley": Row(Task.model, {"radius": 2.0}),
@@ -234,9 +273,9 @@ def takes(name: str, setting: str) -> bool:
     return setting in make(name).get_params()
 
 
-def network_of(study: Any) -> nn.Module:
-    """Return the network of what a method studies."""
-    module: nn.Module = getattr(study, "model", study).module
+def network_of(study: Any) -> nn.Module | None:
+    """Return the network of what a method studies; None where it is a recipe."""
+    module: nn.Module | None = getattr(getattr(study, "model", study), "module", None)
     return module
 
 
@@ -251,8 +290,11 @@ def random_states() -> tuple[Any, ...]:
     return tuple(hashlib.sha256(part.encode()).hexdigest()[:12] for part in parts)
 
 
-def state_of(module: nn.Module) -> dict[str, Any]:
+def state_of(study: Any) -> dict[str, Any]:
     """Return everything that a method has to leave as it was, to be compared by ``==``."""
+    module = network_of(study)
+    if module is None:
+        return {"recipe": pickle.dumps(study), "random states": random_states()}
     tensors = [*module.named_parameters(), *module.named_buffers()]
     return {
         "tensors": {name: (id(t), t.data_ptr(), t.dtype, t.tolist()) for name, t in tensors},
@@ -271,3 +313,90 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         "random states": random_states(),
         "autograd": (torch.is_grad_enabled(), torch.get_default_dtype()),
     }
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A method whose answer is not a matrix of tests and training instances.
+
+    Parameters
+    ----------
+    ask : callable
+        Returns the answer of a fitted method, of a task.
+    settings : mapping
+        Hyperparameters that suit the tasks.
+    study : callable
+        Returns what ``fit`` takes, of a task.
+    columns : str
+        What its columns are: ``"instances"`` of the training set, or something else.
+    formula : str
+        How its formula begins in the docstring.
+    seeded : bool
+        Whether its seed changes the numbers.
+    lacks : str
+        What it refuses to answer: the name of a method.
+    """
+
+    ask: Callable[[Any, Task], Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    study: Callable[[Task], Any] = regression
+    columns: str = "instances"
+    formula: str = "I("
+    seeded: bool = True
+    lacks: str = "influence"
+
+
+APART: dict[str, Apart] = {
+    "ConsistencyScore": Apart(
+        lambda method, task: method.scores(),
+        {"n_models": 90, "ratios": (0.3, 0.5, 0.7), "utility": "risk"},
+        formula="C(",
+    ),
+    "DataOOB": Apart(
+        lambda method, task: method.memorization(), {"n_models": 100}, formula=r"\psi_i"
+    ),
+    "ClassWiseShapley": Apart(
+        lambda method, task: method.influence(task.test),
+        {"n_permutations": 20, "tolerance": 0},
+        formula=r"\psi_i",
+        lacks="memorization",
+    ),
+    "InfluenceSketching": Apart(
+        lambda method, task: method.cooks_distance(),
+        {"k": 2},
+        study=lambda task: Ridge(),
+        formula=r"D_i",
+    ),
+    "NeuronShapley": Apart(
+        lambda method, task: method.influence(task.test),
+        {"n_models": 60, "layers": ("0",), "estimator": "regression"},
+        study=Task.model,
+        columns="units",
+        lacks="memorization",
+    ),
+    # The values for a sum of tests are not the sum of their values.
+    "LeastCore": Apart(
+        lambda method, task: method.influence(task.test, joint=True),
+        {"n_models": 600},
+        formula=r"\min_{x, e}",
+        lacks="group_influence",
+    ),
+    "ShapleyInteraction": Apart(
+        lambda method, task: method.influence(task.test),
+        {"n_models": 3000, "tuples": [(0, 1), (2, 3)]},
+        columns="tuples",
+        lacks="memorization",
+    ),
+    "ShapleyTaylor": Apart(
+        lambda method, task: method.influence(task.test),
+        {"n_models": 3000, "tuples": [(0, 1), (2, 3)]},
+        columns="tuples",
+        lacks="memorization",
+    ),
+    "BanzhafInteraction": Apart(
+        lambda method, task: method.influence(task.test),
+        {"n_models": 3000, "tuples": [(0, 1), (2, 3)]},
+        columns="tuples",
+        lacks="memorization",
+    ),
+}

@@ -217,8 +217,8 @@ def test_methods_lists_the_planned_ones_in_the_order_of_the_survey(alone: dict[s
     assert table.index.name == "method"
     assert not table["available"].any()
     assert set(table["note"]) == {"planned"}
-    assert table.loc["LeaveOneOut", "full_complexity"] == "O(nT)"
-    assert bool(table.loc["LeaveOneOut", "estimates_loo"]) is True
+    assert table.loc["SHAP", "full_complexity"] == "O(2^d), d features"
+    assert bool(table.loc["LeafRefit", "estimates_loo"]) is True
     assert table.loc["HyDRA", "assumes"] == "differentiable, optimizer"
     assert len(methods(available=False)) == len(table)
     assert len(methods(available=True)) == 0
@@ -230,7 +230,7 @@ def test_methods_puts_a_registered_method_in_its_place(alone: dict[str, str]) ->
     table = methods()
     names = list(table.index)
     assert names.index("HyDRA") == names.index("GAS") + 1
-    assert "Datamodels" in names[: names.index("Dot")]  # beyond the survey: family, then name
+    assert "SHAP" in names[: names.index("Dot")]  # beyond the survey: family, then name
     assert "TreeSim" in names[names.index("Dot") :]
     assert table.loc["GAS", "available"]
     assert table.loc["GAS", "note"] == ""

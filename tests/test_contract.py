@@ -145,8 +145,8 @@ def test_a_seed_fixes_the_numbers_and_another_changes_them(name: str, task: Task
     method = fitted(name, task)
     method.influence(task.test, top_k=1)
     assert_array_equal(method.influence(task.test).values, first)  # nor does an earlier question
-    if takes(name, "seed"):
-        seeded = ROWS[name].seeded
+    seeded = ROWS[name].seeded
+    if takes(name, "seed") and seeded is not None:
         first, again, other = (
             fitted(name, task, seed=seed, **seeded).influence(task.test).values
             for seed in (0, 0, 1)
@@ -201,26 +201,29 @@ def test_the_strongest_are_those_of_the_full_matrix(name: str, task: Task, k: in
 def test_the_model_and_the_random_states_are_untouched(name: str, task: Task) -> None:
     study = ROWS[name].study(task)
     net = network_of(study)
-    net[4].register_forward_hook(lambda *_: None)
-    net[0].weight.register_hook(lambda gradient: gradient)
-    net[1].weight.requires_grad_(False)
-    net[0].weight.grad = torch.ones_like(net[0].weight)
-    net[3].eval()
-    before = state_of(net)
+    if net is not None:
+        net[4].register_forward_hook(lambda *_: None)
+        net[0].weight.register_hook(lambda gradient: gradient)
+        net[1].weight.requires_grad_(False)
+        net[0].weight.grad = torch.ones_like(net[0].weight)
+        net[3].eval()
+    before = state_of(study)
     method = make(name).fit(study, task.train)
-    assert state_of(net) == before
+    assert state_of(study) == before
     for asked in ({}, {"joint": True}, {"top_k": 2}, {"shard": (0, 2)}):
         method.influence(task.test, **asked)
-        assert state_of(net) == before, asked
+        assert state_of(study) == before, asked
     if ROWS[name].memorizes:
         method.memorization()
-        assert state_of(net) == before
+        assert state_of(study) == before
 
 
 def test_neither_the_mode_nor_the_hooks_of_the_module_matter(name: str, task: Task) -> None:
     expected = fitted(name, task).influence(task.test).values
     study = ROWS[name].study(task)
     net = network_of(study)
+    if net is None:
+        return  # a recipe has neither
     seen = []
     net[2].register_forward_hook(lambda part, inputs, output: seen.append(part.training))
     for training in (True, False):

@@ -1,10 +1,12 @@
 """The frame of all methods: the registry, hyperparameters, and what a user asks."""
 
+import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
 
 from proponent import registry
 from proponent.card import MethodCard
@@ -130,11 +132,26 @@ def test_a_card_of_another_name_is_refused() -> None:
     assert registry.registered() == {}
 
 
-def test_a_constructor_that_hides_hyperparameters_is_refused() -> None:
-    def __init__(self: Any, **options: Any) -> None: ...
+@pytest.mark.parametrize("hidden", ["*options", "**options"])
+def test_a_constructor_that_hides_hyperparameters_is_refused(hidden: str) -> None:
+    members: dict[str, Any] = {}
+    exec(f"def __init__(self, {hidden}): ...", members)
+    base = type("Bare", (InfluenceMethod,), {"__module__": __name__})
+    with pytest.raises(TypeError, match=r"options.*name every hyperparameter"):
+        method_class(base=base, __init__=members["__init__"])
 
-    with pytest.raises(TypeError, match=r"\*\*options.*name every hyperparameter"):
-        method_class(__init__=__init__)
+
+def test_a_constructor_may_hand_settings_to_its_base() -> None:
+    def __init__(self: Any, rank: int = 2, **settings: Any) -> None:
+        Base.__init__(self, **settings)
+        self.rank = rank
+
+    ranked = method_class(__init__=__init__)
+    assert list(inspect.signature(ranked).parameters) == ["rank", "scale", "power", "note"]
+    assert ranked(3, power=5).get_params() == {"rank": 3, "scale": 1.0, "power": 5, "note": None}
+    assert repr(clone(ranked(3, power=5))) == "Dot(rank=3, power=5)"
+    with pytest.raises(TypeError, match="pwer"):
+        ranked(pwer=5)
 
 
 # Hyperparameters
@@ -189,8 +206,6 @@ def test_a_param_that_is_not_stored_is_named() -> None:
 
 
 def test_sklearn_clones_a_method(train: Any) -> None:
-    from sklearn.base import clone
-
     dot = method_class()(2.0, note=[1, 2]).fit(None, train)
     copy = clone(dot)
     assert type(copy) is type(dot)

@@ -27,11 +27,48 @@ _EXPORTS: dict[str, str] = {
     "indexed": "proponent.models.recorder",
     "LightningRecorder": "proponent.models.callbacks",
     "TransformersRecorder": "proponent.models.callbacks",
+    # what is trained on subsets
+    "TorchLearner": "proponent.models.torch_learner",
+    "UserLearner": "proponent.models.user_learner",
+    "SklearnLearner": "proponent.models.sklearn_learner",
+    "LinearLearner": "proponent.models.linear_learner",
+    "LogisticLearner": "proponent.models.logistic_learner",
+    "NearestNeighboursLearner": "proponent.models.nearest_learner",
+    "GaussianNaiveBayesLearner": "proponent.models.bayes_learner",
+    "Submodels": "proponent.retraining.submodels",
+    "Game": "proponent.retraining.game",
     # section 4: retraining-based
+    "LeaveOneOut": "proponent.retraining.leave_one_out",
+    "InfluenceSketching": "proponent.retraining.influence_sketching",
+    "Downsampling": "proponent.retraining.downsampling",
+    "GenerativeDownsampling": "proponent.retraining.generative_downsampling",
+    "ConsistencyScore": "proponent.retraining.consistency_score",
+    "Shapley": "proponent.retraining.shapley",
+    "TMCShapley": "proponent.retraining.tmc_shapley",
+    "GradientShapley": "proponent.retraining.gradient_shapley",
+    "BetaShapley": "proponent.retraining.beta_shapley",
+    "Banzhaf": "proponent.retraining.banzhaf",
+    "NeuronShapley": "proponent.retraining.neuron_shapley",
+    "DataOOB": "proponent.retraining.data_oob",
+    "ClassWiseShapley": "proponent.retraining.class_wise_shapley",
     "KNNLeaveOneOut": "proponent.retraining.neighbours.leave_one_out",
     "KNNShapley": "proponent.retraining.neighbours.shapley",
     "ThresholdKNNShapley": "proponent.retraining.neighbours.threshold_shapley",
     "WeightedKNNShapley": "proponent.retraining.neighbours.weighted_shapley",
+    "AME": "proponent.retraining.ame",
+    "Datamodels": "proponent.retraining.datamodels",
+    "ShapleyInteraction": "proponent.retraining.shapley_interaction",
+    "ShapleyTaylor": "proponent.retraining.shapley_taylor",
+    "BanzhafInteraction": "proponent.retraining.banzhaf_interaction",
+    "LeastCore": "proponent.retraining.least_core",
+    "GroupTesting": "proponent.retraining.group_testing",
+    "OwenShapley": "proponent.retraining.owen_shapley",
+    "DeltaShapley": "proponent.retraining.delta_shapley",
+    "TargetStdError": "proponent.retraining.stopping",
+    "RankStability": "proponent.retraining.stopping",
+    "MaxModels": "proponent.retraining.stopping",
+    "MaxSeconds": "proponent.retraining.stopping",
+    "Margin": "proponent.retraining.utility",
     # section 5.1: static
     "InfluenceFunctions": "proponent.static.influence_functions",
     "FastIF": "proponent.static.fastif",
@@ -80,14 +117,47 @@ if TYPE_CHECKING:
     from proponent.evaluation.diagnose import diagnose
     from proponent.influence import Influence
     from proponent.method import InfluenceMethod, methods
+    from proponent.models.bayes_learner import GaussianNaiveBayesLearner
     from proponent.models.callbacks import LightningRecorder, TransformersRecorder
+    from proponent.models.linear_learner import LinearLearner
+    from proponent.models.logistic_learner import LogisticLearner
+    from proponent.models.nearest_learner import NearestNeighboursLearner
     from proponent.models.recorder import Recorder, indexed
     from proponent.models.run import TrainingRun
+    from proponent.models.sklearn_learner import SklearnLearner
     from proponent.models.torch import TorchModel
+    from proponent.models.torch_learner import TorchLearner
+    from proponent.models.user_learner import UserLearner
+    from proponent.retraining.ame import AME
+    from proponent.retraining.banzhaf import Banzhaf
+    from proponent.retraining.banzhaf_interaction import BanzhafInteraction
+    from proponent.retraining.beta_shapley import BetaShapley
+    from proponent.retraining.class_wise_shapley import ClassWiseShapley
+    from proponent.retraining.consistency_score import ConsistencyScore
+    from proponent.retraining.data_oob import DataOOB
+    from proponent.retraining.datamodels import Datamodels
+    from proponent.retraining.delta_shapley import DeltaShapley
+    from proponent.retraining.downsampling import Downsampling
+    from proponent.retraining.game import Game
+    from proponent.retraining.generative_downsampling import GenerativeDownsampling
+    from proponent.retraining.gradient_shapley import GradientShapley
+    from proponent.retraining.group_testing import GroupTesting
+    from proponent.retraining.influence_sketching import InfluenceSketching
+    from proponent.retraining.least_core import LeastCore
+    from proponent.retraining.leave_one_out import LeaveOneOut
     from proponent.retraining.neighbours.leave_one_out import KNNLeaveOneOut
     from proponent.retraining.neighbours.shapley import KNNShapley
     from proponent.retraining.neighbours.threshold_shapley import ThresholdKNNShapley
     from proponent.retraining.neighbours.weighted_shapley import WeightedKNNShapley
+    from proponent.retraining.neuron_shapley import NeuronShapley
+    from proponent.retraining.owen_shapley import OwenShapley
+    from proponent.retraining.shapley import Shapley
+    from proponent.retraining.shapley_interaction import ShapleyInteraction
+    from proponent.retraining.shapley_taylor import ShapleyTaylor
+    from proponent.retraining.stopping import MaxModels, MaxSeconds, RankStability, TargetStdError
+    from proponent.retraining.submodels import Submodels
+    from proponent.retraining.tmc_shapley import TMCShapley
+    from proponent.retraining.utility import Margin
     from proponent.static.arnoldi_if import ArnoldiIF
     from proponent.static.datainf import DataInf
     from proponent.static.fastif import FastIF
@@ -109,30 +179,57 @@ if TYPE_CHECKING:
     from proponent.top import TopInfluence
 
 __all__ = [
+    "AME",
     "GAS",
     "RPSLJE",
     "TRAK",
     "ArnoldiIF",
+    "Banzhaf",
+    "BanzhafInteraction",
+    "BetaShapley",
+    "ClassWiseShapley",
+    "ConsistencyScore",
     "DataInf",
+    "DataOOB",
+    "Datamodels",
+    "DeltaShapley",
+    "Downsampling",
     "EveryKth",
     "FastIF",
+    "Game",
+    "GaussianNaiveBayesLearner",
+    "GenerativeDownsampling",
     "GradientCosine",
     "GradientDot",
+    "GradientShapley",
     "GroupIF",
+    "GroupTesting",
     "HighDimensionalRepresenter",
     "IdealTracIn",
     "Influence",
     "InfluenceFunctions",
     "InfluenceMethod",
+    "InfluenceSketching",
     "Instances",
     "KNNLeaveOneOut",
     "KNNShapley",
     "LargestRiskChange",
+    "LeastCore",
+    "LeaveOneOut",
     "LightningRecorder",
+    "LinearLearner",
     "LoGra",
+    "LogisticLearner",
     "LowRankModel",
+    "Margin",
     "MatrixFactorisation",
+    "MaxModels",
+    "MaxSeconds",
     "MethodCard",
+    "NearestNeighboursLearner",
+    "NeuronShapley",
+    "OwenShapley",
+    "RankStability",
     "Recorder",
     "RelatIF",
     "RenormalizedIF",
@@ -140,9 +237,17 @@ __all__ = [
     "RepresenterPoint",
     "RescaledIF",
     "SecondOrderGroupIF",
+    "Shapley",
+    "ShapleyInteraction",
+    "ShapleyTaylor",
+    "SklearnLearner",
     "SparseLastLayer",
+    "Submodels",
+    "TMCShapley",
+    "TargetStdError",
     "ThresholdKNNShapley",
     "TopInfluence",
+    "TorchLearner",
     "TorchModel",
     "TracIn",
     "TracInCP",
@@ -150,6 +255,7 @@ __all__ = [
     "TracInRP",
     "TrainingRun",
     "TransformersRecorder",
+    "UserLearner",
     "WeightedKNNShapley",
     "diagnose",
     "indexed",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError, MethodCapabilityError, NonFiniteError
 
 Fit = TypeVar("Fit", bound=Callable[..., Any])
+
+Scores = NDArray[np.floating[Any]]
 
 NAMED = 10  # instances that a message names
 
@@ -160,6 +162,23 @@ def check_finite(
         f"{more}. Look at the inputs, labels and risks of these instances; leave out or repair "
         f"those at fault, or compute in float64 if they overflow."
     )
+
+
+def joint_by_block(blocks: Iterable[tuple[Scores, Scores | None]]) -> tuple[Scores, Scores | None]:
+    """Return the sums over the tests of scores and, as a bound, of their standard errors.
+
+    Parameters
+    ----------
+    blocks : iterable of (ndarray, ndarray or None)
+        Scores of some training instances at a time, ``(n_test, some)``, and their errors.
+    """
+    sums: list[Scores] = []
+    bounds: list[Scores] = []
+    for scores, errors in blocks:
+        sums.append(scores.sum(axis=0, dtype=np.float64))
+        if errors is not None:
+            bounds.append(errors.sum(axis=0, dtype=np.float64))
+    return np.concatenate(sums), np.concatenate(bounds) if bounds else None
 
 
 def wrong_kind(card: MethodCard, model: object) -> InvalidInputError:

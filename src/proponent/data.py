@@ -8,12 +8,14 @@ tensors, a dict of them, or a map-style ``torch.utils.data.Dataset``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from proponent._content import as_numpy as _numpy
+from proponent._content import update_exactly, update_rounded
 from proponent.exceptions import InvalidInputError
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Instances:
         ``torch.utils.data.default_collate``.
     feature_names : tuple, optional
         Names of the first column's features, where it was a data frame.
+    frame : DataFrame, optional
+        The first column as it was given, where it was a data frame.
     """
 
     def __init__(
@@ -49,9 +53,11 @@ class Instances:
         ids: NDArray[Any],
         collate: Callable[[list[Any]], Any] | None = None,
         feature_names: tuple[Any, ...] = (),
+        frame: Any = None,
     ) -> None:
         self._source = source
         self.feature_names = feature_names
+        self._frame = frame
         self._columns = isinstance(source, (tuple, dict))
         self._collate = collate
         ids.setflags(write=False)
@@ -91,7 +97,11 @@ class Instances:
                 data
                 if ids is None
                 else cls(
-                    data._source, _ids(ids, len(data), role), data._collate, data.feature_names
+                    data._source,
+                    _ids(ids, len(data), role),
+                    data._collate,
+                    data.feature_names,
+                    data._frame,
                 )
             )
         pair = isinstance(data, list) and len(data) == 2 and all(map(_is_column, data))
@@ -121,7 +131,8 @@ class Instances:
             )
         chosen = _frame_index(data, n) if ids is None else _ids(ids, n, role)
         first = data[0] if isinstance(data, (tuple, list)) else data
-        return cls(columns, chosen, feature_names=tuple(getattr(first, "columns", ())))
+        names = tuple(getattr(first, "columns", ()))
+        return cls(columns, chosen, feature_names=names, frame=first if names else None)
 
     def __len__(self) -> int:
         """Return the number of instances."""
@@ -175,6 +186,33 @@ class Instances:
             return None
         return np.asarray([_numpy(self._source[position][-1]) for position in range(len(self))])
 
+    def features(self, role: str = "train") -> Any:
+        """Return X of a set of (X, y) pairs: the data frame that was given, else an array.
+
+        Raises
+        ------
+        InvalidInputError
+            If the set is not made of (X, y) pairs.
+        """
+        if self._frame is not None:
+            return self._frame
+        if isinstance(self._source, tuple):
+            if len(self._source) <= 2:
+                return _numpy(self._source[0])
+            raise InvalidInputError(
+                f"{role}: expected an (X, y) pair; got {len(self._source)} columns. A trained "
+                f"network (pp.TorchModel) takes any columns."
+            )
+        if isinstance(self._source, dict):
+            raise InvalidInputError(
+                f"{role}: expected an (X, y) pair; got columns by name: "
+                f"{', '.join(map(str, self._source))}."
+            )
+        items = [self._source[position] for position in range(len(self))]
+        if any(not isinstance(item, (tuple, list)) or len(item) != 2 for item in items):
+            raise InvalidInputError(f"{role}: the items of the data set must be (x, y) pairs.")
+        return np.stack([_numpy(item[0]) for item in items])
+
     def select(self, indices: slice | NDArray[np.integer[Any]]) -> Instances:
         """Return the instances at ``indices``, with their ids."""
         positions = np.arange(len(self))[indices]
@@ -183,6 +221,7 @@ class Instances:
                 tuple(_take(column, positions) for column in self._source),
                 self.ids[positions],
                 feature_names=self.feature_names,
+                frame=None if self._frame is None else self._frame.iloc[positions],
             )
         if isinstance(self._source, dict):
             columns = {key: _take(column, positions) for key, column in self._source.items()}
@@ -199,7 +238,23 @@ class Instances:
         digest.update(str(len(self)).encode())
         rows = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_ROWS, dtype=int))
         for position in rows if len(self) else ():
-            _update(digest, self.item(int(position)))
+            update_rounded(digest, self.item(int(position)))
+        return digest.hexdigest()
+
+    def content_hash(self) -> str:
+        """Return a hash of all of the content: two sets with the same one are the same.
+
+        Unlike :meth:`fingerprint` it reads every instance, and every bit of it.
+        """
+        digest = hashlib.blake2b(str(len(self)).encode(), digest_size=16)
+        if not self._columns:
+            for position in range(len(self)):
+                update_exactly(digest, self._source[position])
+            return digest.hexdigest()
+        named = self._source if isinstance(self._source, dict) else enumerate(self._source)
+        for name, column in dict(named).items():
+            digest.update(str(name).encode())
+            update_exactly(digest, column)
         return digest.hexdigest()
 
     def item(self, position: int) -> Any:
@@ -326,33 +381,3 @@ def _tensor(column: Any, indices: Any) -> Tensor:
     part = np.asarray(part, part.dtype.newbyteorder("="))
     # A copy: a module may write to the batch that it is given.
     return torch.from_numpy(part.copy())
-
-
-def _numpy(column: Any) -> NDArray[Any]:
-    if hasattr(column, "detach"):
-        column = column.detach().cpu()
-        half = column.is_floating_point() and column.itemsize < 4
-        column = (column.float() if half else column).numpy()  # numpy has no bfloat16
-    return np.asarray(column)
-
-
-def _update(digest: Any, item: Any) -> None:
-    """Feed the content of one instance to the hash, whatever it is made of."""
-    if isinstance(item, Mapping):
-        for key in sorted(item, key=str):
-            digest.update(str(key).encode())
-            _update(digest, item[key])
-    elif isinstance(item, Sequence) and not isinstance(item, (str, bytes)):
-        for part in item:
-            _update(digest, part)
-    elif isinstance(item, (str, bytes)):
-        digest.update(item.encode() if isinstance(item, str) else item)
-    else:
-        array = _numpy(item)
-        digest.update(str(array.shape).encode())
-        if array.dtype.kind in "biuf":
-            # Rounded: float32 images and their float64 originals are the same instances.
-            array = np.ascontiguousarray(array, np.float32)
-        # The content of an object is not known; its address must not count.
-        content = str(type(item)).encode() if array.dtype == object else array.tobytes()
-        digest.update(content)

@@ -50,7 +50,8 @@ class InfluenceMethod(Parameterised, ABC):
     and where it has something better than the default
 
     - ``_joint_query(instances)``: the query whose only row of ``_scores`` is the sum over the
-      test set, or whatever its own ``_joint_scores(query, rows)`` turns into ``(len(rows),)``;
+      test set, or whatever its own ``_joint_scores(query, rows)`` turns into ``(len(rows),)``,
+      with the standard errors ``_joint_errors(query, rows)``;
     - ``_self_scores(rows)``: memorization, ``(len(rows),)``;
     - ``_std_errors(query, rows)``: standard errors of ``_scores``, in its shape;
     - ``_block_rows(n_test)``: how many training instances to score at once while streaming;
@@ -99,7 +100,7 @@ class InfluenceMethod(Parameterised, ABC):
     @overload
     def influence(
         self,
-        test: Any,
+        test: Any = None,
         *,
         ids: Any = None,
         top_k: None = None,
@@ -110,7 +111,7 @@ class InfluenceMethod(Parameterised, ABC):
     @overload
     def influence(
         self,
-        test: Any,
+        test: Any = None,
         *,
         ids: Any = None,
         top_k: int,
@@ -120,7 +121,7 @@ class InfluenceMethod(Parameterised, ABC):
 
     def influence(
         self,
-        test: Any,
+        test: Any = None,
         *,
         ids: Any = None,
         top_k: int | None = None,
@@ -132,7 +133,7 @@ class InfluenceMethod(Parameterised, ABC):
         Parameters
         ----------
         test : (X, y), dict, Dataset or Instances
-            The test set.
+            The test set; None only for a method that was given it in ``fit``.
         ids : array-like of shape (n_test,), optional
             Unique labels of the test instances.
         top_k : int, optional
@@ -163,9 +164,7 @@ class InfluenceMethod(Parameterised, ABC):
         """
         rows = self._rows(shard)
         k = checks.check_request(top_k, joint, len(self.train_))
-        instances = Instances.of(test, ids=ids, role="test")
-        if not len(instances):
-            raise InvalidInputError("test: the set is empty; pass at least one test instance.")
+        instances = self._tests(test, ids)
         if joint:
             return self._joint(instances, rows)
         query = self._query(instances)
@@ -205,7 +204,7 @@ class InfluenceMethod(Parameterised, ABC):
         return self._answer(values, rows, None, None, self._diagnostics(None))
 
     def group_influence(
-        self, groups: Mapping[Any, Any] | Any, test: Any, *, ids: Any = None
+        self, groups: Mapping[Any, Any] | Any, test: Any = None, *, ids: Any = None
     ) -> Influence:
         """Return the influence of groups of training instances on every test instance.
 
@@ -224,8 +223,7 @@ class InfluenceMethod(Parameterised, ABC):
         Raises
         ------
         MethodCapabilityError
-            If the influence of a group is not the sum of its members' by this method, and it
-            has no other way.
+            If a group's influence is not its members' sum, and the method has no other way.
         """
         if not self._is_additive():
             raise self._lacks("group influence", "group_influence")
@@ -241,8 +239,15 @@ class InfluenceMethod(Parameterised, ABC):
         """
         raise self._lacks("Cook's distance", "cooks_distance")
 
-    def expected(self, repeats: int) -> Influence:
+    def expected(self, test: Any = None, *, repeats: int = 5, ids: Any = None) -> Influence:
         """Return the influence in expectation over ``repeats`` seeds of the training.
+
+        Parameters
+        ----------
+        test, ids
+            As in :meth:`influence`.
+        repeats : int
+            How many seeds, 2 or more.
 
         Raises
         ------
@@ -260,18 +265,19 @@ class InfluenceMethod(Parameterised, ABC):
         return self.card.group
 
     @abstractmethod
-    def _query(self, instances: Instances) -> Any:
-        """Compute what all scores of a test set share."""
+    def _query(self, instances: Instances) -> Any: ...
 
     @abstractmethod
-    def _scores(self, query: Any, rows: range) -> NDArray[np.floating[Any]]:
-        """Score the training instances at ``rows``: ``(n_test, len(rows))``."""
+    def _scores(self, query: Any, rows: range) -> NDArray[np.floating[Any]]: ...
 
     def _joint_query(self, instances: Instances) -> Any:
         return self._query(instances)
 
     def _joint_scores(self, query: Any, rows: range) -> NDArray[np.floating[Any]]:
         return np.asarray(self._scores(query, rows).sum(axis=0, dtype=np.float64))
+
+    def _joint_errors(self, query: Any, rows: range) -> NDArray[np.floating[Any]] | None:
+        return None
 
     def _self_scores(self, rows: range) -> NDArray[np.floating[Any]]:
         raise self._lacks("memorization", "_self_scores")
@@ -297,6 +303,15 @@ class InfluenceMethod(Parameterised, ABC):
         if not len(self.train_):
             raise InvalidInputError("train: the set is empty; fit to at least one instance.")
         return checks.shard_rows(len(self.train_), shard)
+
+    def _tests(self, test: Any, ids: Any) -> Instances:
+        """Return the test set of a query."""
+        if test is None:
+            raise InvalidInputError("test: pass the test set, influence((X_test, y_test)).")
+        instances = Instances.of(test, ids=ids, role="test")
+        if not len(instances):
+            raise InvalidInputError("test: the set is empty; pass at least one test instance.")
+        return instances
 
     def _ids(self, rows: range) -> NDArray[Any]:
         return self.train_.ids[rows.start : rows.stop]
@@ -326,28 +341,18 @@ class InfluenceMethod(Parameterised, ABC):
         own = kind._joint_query, kind._joint_scores
         if own == (base._joint_query, base._joint_scores):
             # These hold the scores of every test instance, so they go block by block.
-            values, errors = self._joint_by_block(query, instances, rows)
+            values, errors = checks.joint_by_block(
+                (self._checked_scores(query, instances, part), self._std_errors(query, part))
+                for part in self._blocks(rows, n_test)
+            )
         else:
             # A subclass's own holds a single row, and may pay for each call.
             values = self._joint_scores(query, rows)
             checks.check_scores(values, (len(rows),), self.card.name, "_joint_scores")
+            errors = self._joint_errors(query, rows)
         self._check_finite(values, rows, None)
         asked = {"joint": {"reduction": "sum", "n_test": n_test}}
         return self._answer(values, rows, None, errors, self._diagnostics(query) | asked)
-
-    def _joint_by_block(
-        self, query: Any, instances: Instances, rows: range
-    ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]] | None]:
-        """Return the sums over the tests of the scores and, as a bound, of their errors."""
-        sums: list[NDArray[np.floating[Any]]] = []
-        bounds: list[NDArray[np.floating[Any]]] = []
-        for block in self._blocks(rows, len(instances)):
-            scores = self._checked_scores(query, instances, block)
-            sums.append(scores.sum(axis=0, dtype=np.float64))
-            errors = self._std_errors(query, block)
-            if errors is not None:
-                bounds.append(errors.sum(axis=0, dtype=np.float64))
-        return np.concatenate(sums), np.concatenate(bounds) if bounds else None
 
     def _strongest(self, query: Any, instances: Instances, rows: range, k: int) -> TopInfluence:
         strongest = TopAccumulator(len(instances), k)
@@ -391,10 +396,10 @@ class InfluenceMethod(Parameterised, ABC):
 
     def _lacks(self, what: str, attribute: str) -> MethodCapabilityError:
         """Return the error for something this method does not have, naming those that do."""
-        others = [
-            name
-            for name, method in sorted(registered().items())
-            if getattr(method, attribute) is not getattr(InfluenceMethod, attribute)
-            or (attribute == "group_influence" and method.card.group)
-        ]
+        others = [name for name, method in sorted(registered().items()) if _has(method, attribute)]
         return checks.lacks(self.card, what, others)
+
+
+def _has(method: type[InfluenceMethod], attribute: str) -> bool:
+    own = getattr(method, attribute) is not getattr(InfluenceMethod, attribute)
+    return own or (attribute == "group_influence" and method.card.group)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -24,29 +25,57 @@ _short.maxlist = _short.maxtuple = _short.maxset = _short.maxdict = 10
 def defaults(kind: type) -> dict[str, Any]:
     """Return the hyperparameters of a class with their defaults (``UNSET`` where none).
 
+    An ``__init__`` that ends in ``**settings`` takes those of its base too, and hands them on.
+
     Raises
     ------
     TypeError
-        If ``__init__`` takes ``*args`` or ``**kwargs``, which cannot be listed or cloned.
+        If ``__init__`` takes ``*args``, or ``**kwargs`` that no base names: these cannot be listed
+        or cloned.
     """
-    initialiser: Any = kind.__init__  # type: ignore[misc]
-    if initialiser is object.__init__:
-        return {}
-    parameters = list(inspect.signature(initialiser).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in _parameters(kind)}
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    owner = next(base for base in kind.__mro__ if "__init__" in vars(base))
+    if owner is object:
+        return []
+    parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]  # type: ignore[misc]
+    found: list[inspect.Parameter] = []
     for parameter in parameters:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        inherited = None
+        if parameter.kind is parameter.VAR_KEYWORD:
+            after = owner.__mro__[1:]
+            inherited = next((base for base in after if "__init__" in vars(base)), object)
+        if parameter.kind is parameter.VAR_POSITIONAL or inherited is object:
             raise TypeError(
                 f"{kind.__name__}.__init__ takes {parameter}; name every hyperparameter, so that "
                 f"the method can be listed, set and cloned."
             )
-    return {parameter.name: parameter.default for parameter in parameters}
+        if inherited is None:
+            found.append(parameter)
+        else:
+            named = {parameter.name for parameter in found}
+            more = (entry for entry in _parameters(inherited) if entry.name not in named)
+            found += [entry.replace(kind=entry.KEYWORD_ONLY) for entry in more]
+    return found
 
 
 class Parameterised:
     """Base of what is set up as scikit-learn's estimators are, so that it can be cloned.
 
-    ``__init__`` names every hyperparameter and stores each under its own name.
+    ``__init__`` names every hyperparameter and stores each under its own name; or it ends in
+    ``**settings``, hands them to the ``__init__`` of its base, and has its hyperparameters too.
     """
+
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show all hyperparameters in ``help()``, those of a base too."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            with suppress(TypeError):  # said where the class is registered
+                cls.__signature__ = inspect.Signature(_parameters(cls))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the hyperparameters by name.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import beta as beta_function
 from scipy.special import comb
 
-from proponent.retraining.neighbours.semivalues import (
+from proponent.retraining.semivalues import (
     AMEWeights,
     BanzhafWeights,
     BetaWeights,

@@ -9,7 +9,7 @@ from scipy.special import comb
 from scipy.stats import betabinom, binom
 
 from proponent.exceptions import InvalidInputError
-from proponent.retraining.neighbours.semivalues import (
+from proponent.retraining.semivalues import (
     AMEWeights,
     BanzhafWeights,
     BetaWeights,

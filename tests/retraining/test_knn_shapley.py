@@ -16,9 +16,9 @@ from retraining.knn_games import (
 
 from proponent.exceptions import InvalidInputError, MethodCapabilityError, NonFiniteError
 from proponent.influence import Influence
-from proponent.retraining.neighbours import orders
-from proponent.retraining.neighbours.semivalues import BetaWeights
+from proponent.models import nearest_points
 from proponent.retraining.neighbours.shapley import KNNShapley
+from proponent.retraining.semivalues import BetaWeights
 
 EXACT = 1e-12
 
@@ -219,12 +219,12 @@ def test_blocks_equal_the_whole(settings, monkeypatch):
             method.influence(test, top_k=7).proponents().values,
         ]
 
-    monkeypatch.setattr(orders, "PAIRS_AT_ONCE", 10**9)
-    monkeypatch.setattr(orders, "PAIRS_IN_CACHE", 10**9)
+    monkeypatch.setattr(nearest_points, "PAIRS_AT_ONCE", 10**9)
+    monkeypatch.setattr(nearest_points, "PAIRS_IN_CACHE", 10**9)
     whole = answers()
     for at_once, in_cache in ((1, 1), (3500, 1500), (10**9, 500)):
-        monkeypatch.setattr(orders, "PAIRS_AT_ONCE", at_once)
-        monkeypatch.setattr(orders, "PAIRS_IN_CACHE", in_cache)
+        monkeypatch.setattr(nearest_points, "PAIRS_AT_ONCE", at_once)
+        monkeypatch.setattr(nearest_points, "PAIRS_IN_CACHE", in_cache)
         for found, expected in zip(answers(), whole, strict=True):
             assert found == pytest.approx(expected, abs=1e-13)
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from proponent import __version__
+from proponent._randomness import fixed_randomness
 from proponent.exceptions import InvalidInputError, RunError
 from proponent.models import journal
 from proponent.models._recorder_checks import (
@@ -39,7 +40,6 @@ from proponent.models.layout import (
     read_groups,
     state_tensors,
 )
-from proponent.models.randomness import fixed_randomness
 from proponent.models.risk import Loss, Risk
 from proponent.models.schedule import Every, Schedule
 from proponent.models.torch import TorchModel

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from proponent._randomness import fixed_randomness
 from proponent.data import Instances
 from proponent.exceptions import NonFiniteError, RunError
 from proponent.models import journal
@@ -24,7 +25,6 @@ from proponent.models.history import (
     read_step,
 )
 from proponent.models.layout import differences, list_differences, read_groups
-from proponent.models.randomness import fixed_randomness
 from proponent.models.risk import Loss, Risk
 from proponent.models.torch import ParameterChoice, TorchModel
 

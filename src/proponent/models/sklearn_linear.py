@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from proponent._randomness import fixed_randomness
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
-from proponent.models.randomness import fixed_randomness
 from proponent.models.sklearn_encoder import Encoder, labels_of
 from proponent.models.sklearn_objective import Objective, objective_of, refused
 from proponent.models.sklearn_parts import dense, pipeline_parts, scikit_learn_class

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proponent._randomness import fixed_randomness
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, NonFiniteError
-from proponent.models.randomness import fixed_randomness
 from proponent.models.risk import Loss, Risk, risk_of
 
 ParameterChoice = str | nn.Module | Sequence[str | nn.Module]

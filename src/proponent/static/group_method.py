@@ -19,7 +19,6 @@ from typing_extensions import override
 
 from proponent import _method_checks as checks
 from proponent._results.select import group_positions
-from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, MethodCapabilityError
 from proponent.gradients.curvature import Curvature
 from proponent.gradients.inverse import Inverse, SolvedSet
@@ -77,7 +76,7 @@ class GroupMethod(CurvatureMethod):
 
     @override
     def group_influence(
-        self, groups: Mapping[Any, Any] | Any, test: Any, *, ids: Any = None
+        self, groups: Mapping[Any, Any] | Any, test: Any = None, *, ids: Any = None
     ) -> Influence:
         """Return the influence of groups of training instances on every test instance.
 
@@ -104,9 +103,7 @@ class GroupMethod(CurvatureMethod):
             If a gradient is not finite.
         """
         chosen = self._groups(groups)
-        instances = Instances.of(test, ids=ids, role="test")
-        if not len(instances):
-            raise InvalidInputError("test: the set is empty; pass at least one test instance.")
+        instances = self._tests(test, ids)
         query = self._query(instances)
         if self._is_additive() and len(instances) < len(chosen):  # fewer solves
             scores = self._scores(query, self._rows(None))

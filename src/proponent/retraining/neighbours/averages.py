@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proponent.retraining.neighbours.coalitions import Coalitions
-from proponent.retraining.neighbours.semivalues import Vector
+from proponent.retraining.semivalues import Vector
 
 Matrix = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from proponent.retraining.neighbours.semivalues import Semivalue, Vector
+from proponent.retraining.semivalues import Semivalue, Vector
 
 
 @dataclass(frozen=True)

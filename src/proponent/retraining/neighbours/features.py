@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from proponent.data import Instances, _numpy
+from proponent._content import as_numpy
+from proponent._randomness import fixed_randomness
+from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, NonFiniteError
 
 Features = NDArray[np.float64]
@@ -48,12 +50,12 @@ def embedding_of(
             from proponent.gradients.last_layer import LastLayer
 
             layer = LastLayer(model, instances, progress=progress)
-            return lambda given, role: _matrix(_numpy(layer.features(given)), given, role)
+            return lambda given, role: _matrix(as_numpy(layer.features(given)), given, role)
         if isinstance(model, Module):
             return None
     if isinstance(model, type) or not callable(model):
         return None
-    return lambda given, role: _matrix(_numpy(model(_features(given, role))), given, role)
+    return lambda given, role: _matrix(as_numpy(model(_features(given, role))), given, role)
 
 
 def labels_of(instances: Instances, role: str) -> NDArray[Any]:
@@ -73,19 +75,8 @@ def labels_of(instances: Instances, role: str) -> NDArray[Any]:
 
 def _features(instances: Instances, role: str) -> NDArray[Any]:
     """Return X of a set of (X, y) pairs, ``(n, ...)``."""
-    source = instances._source
-    if isinstance(source, tuple) and len(source) == 2:
-        return _numpy(source[0])
-    if isinstance(source, (tuple, dict)):
-        raise InvalidInputError(
-            f"{role}: expected an (X, y) pair; got {len(source)} columns. A trained network "
-            "(pp.TorchModel) takes any columns: fit(model, train) uses what enters its last layer."
-        )
     with _unseen(instances):
-        items = [instances.item(position) for position in range(len(instances))]
-    if any(not isinstance(item, (tuple, list)) or len(item) != 2 for item in items):
-        raise InvalidInputError(f"{role}: the items of the data set must be (x, y) pairs.")
-    return np.stack([_numpy(item[0]) for item in items])
+        return as_numpy(instances.features(role))
 
 
 def _matrix(features: NDArray[Any], instances: Instances, role: str) -> Features:
@@ -116,8 +107,6 @@ def _matrix(features: NDArray[Any], instances: Instances, role: str) -> Features
 
 def _unseen(instances: Instances) -> AbstractContextManager[None]:
     """Look at a data set's items without a trace in the random state; arrays draw nothing."""
-    if isinstance(instances._source, (tuple, dict)) or "torch" not in sys.modules:
+    if isinstance(instances._source, (tuple, dict)):
         return nullcontext()
-    from proponent.models.randomness import fixed_randomness
-
     return fixed_randomness()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from proponent.card import MethodCard
 from proponent.retraining.neighbours.method import NEEDS
 from proponent.retraining.neighbours.nearest import Divisor, NearestMethod, Utility
-from proponent.retraining.neighbours.semivalues import LeaveOneOutWeights, Semivalue
+from proponent.retraining.semivalues import LeaveOneOutWeights, Semivalue
 
 
 def _cost(**_: Any) -> float:

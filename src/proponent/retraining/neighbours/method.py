@@ -13,10 +13,10 @@ from proponent._results.strongest import strongest_positions
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
 from proponent.method import InfluenceMethod
+from proponent.models.nearest_points import Neighbours
 from proponent.progress import progress as progress_bar
 from proponent.retraining.neighbours.features import Embedding, Features, embedding_of, labels_of
 from proponent.retraining.neighbours.labels import UNSEEN, Classes, targets_of
-from proponent.retraining.neighbours.orders import Neighbours
 from proponent.top import TopInfluence
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proponent._results.checks import as_count
-from proponent.exceptions import InvalidInputError
+from proponent.models.nearest_points import Positions
+from proponent.retraining.checks import check_choice
 from proponent.retraining.neighbours.averages import AverageForm
 from proponent.retraining.neighbours.coalitions import Coalitions
 from proponent.retraining.neighbours.method import NeighbourMethod, Tests, Values, empty_or
-from proponent.retraining.neighbours.orders import Positions
-from proponent.retraining.neighbours.semivalues import Semivalue
 from proponent.retraining.neighbours.squares import SquareForm
+from proponent.retraining.semivalues import Semivalue
 
 Utility = Literal["classification", "regression"]
 Divisor = Literal["k", "neighbours"]
@@ -98,9 +98,3 @@ class NearestMethod(NeighbourMethod):
 
     def _diagnostics(self, query: Tests | None) -> dict[str, Any]:
         return super()._diagnostics(query) | {"neighbours": self._reach}
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse a setting that is none of the choices."""
-    if value not in choices:
-        raise InvalidInputError(f"{name} must be {' or '.join(map(repr, choices))}; got {value!r}.")

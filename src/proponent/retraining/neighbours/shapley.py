@@ -10,7 +10,7 @@ from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError
 from proponent.retraining.neighbours.method import NEEDS, Tests
 from proponent.retraining.neighbours.nearest import Divisor, NearestMethod, Utility
-from proponent.retraining.neighbours.semivalues import Semivalue, semivalue_of
+from proponent.retraining.semivalues import Semivalue, semivalue_of
 
 
 def _cost(**_: Any) -> float:
@@ -56,7 +56,7 @@ class KNNShapley(NearestMethod):
         As in :class:`~proponent.retraining.neighbours.nearest.NearestMethod`.
     semivalue : str, Semivalue or array-like of shape (n,)
         ``"shapley"``, ``"banzhaf"`` or ``"leave_one_out"``; an object of
-        ``proponent.retraining.neighbours.semivalues`` such as ``BetaWeights(4, 1)``,
+        ``proponent.retraining.semivalues`` such as ``BetaWeights(4, 1)``,
         ``BanzhafWeights(0.7)`` and ``AMEWeights()``; or the probabilities of 0 .. n - 1 members
         of the coalition.
     max_error : float, optional

@@ -23,7 +23,7 @@ import numpy as np
 
 from proponent.retraining.neighbours.averages import Matrix, backward_sums
 from proponent.retraining.neighbours.coalitions import Coalitions
-from proponent.retraining.neighbours.semivalues import Vector
+from proponent.retraining.semivalues import Vector
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proponent.retraining.neighbours.averages import Matrix
-from proponent.retraining.neighbours.semivalues import Semivalue, Vector
+from proponent.retraining.semivalues import Semivalue, Vector
 
 
 @dataclass(frozen=True)

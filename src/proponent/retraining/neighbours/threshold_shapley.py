@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError
 from proponent.retraining.neighbours.method import NEEDS, NeighbourMethod, Tests, Values, empty_or
-from proponent.retraining.neighbours.semivalues import Semivalue, semivalue_of
 from proponent.retraining.neighbours.threshold import ThresholdForm
+from proponent.retraining.semivalues import Semivalue, semivalue_of
 
 
 def _cost(**_: Any) -> float:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proponent.exceptions import InvalidInputError
-from proponent.retraining.neighbours.semivalues import Semivalue, Vector
+from proponent.retraining.semivalues import Semivalue, Vector
 
 MOST_NEIGHBOURS = 25  # inclusion and exclusion lose too many digits beyond
 MOST_ENTRIES = 2**25  # of a table: 256 MB

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError
+from proponent.retraining.checks import check_choice
 from proponent.retraining.neighbours.method import NEEDS, NeighbourMethod, Tests, Values, empty_or
-from proponent.retraining.neighbours.nearest import check_choice
-from proponent.retraining.neighbours.semivalues import Semivalue, semivalue_of
 from proponent.retraining.neighbours.weighted import Vote, WeightedForm
+from proponent.retraining.semivalues import Semivalue, semivalue_of
 
 Weight = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 Decision = Literal["share", "majority"]

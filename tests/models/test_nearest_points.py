@@ -1,12 +1,12 @@
-"""The order of neighbours: exact, whatever the products of matrices round."""
+"""The order of points by distance: exact, whatever the products of matrices round."""
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
 from proponent.exceptions import NonFiniteError
-from proponent.retraining.neighbours import orders
-from proponent.retraining.neighbours.orders import Neighbours
+from proponent.models import nearest_points
+from proponent.models.nearest_points import Neighbours
 
 
 def joined(neighbours, tests, r):
@@ -59,8 +59,8 @@ def test_the_order_is_that_of_sums_over_features(name):
 @pytest.mark.parametrize("name", ["a cloud", "copies", "far, in steps"])
 @pytest.mark.parametrize("blocks", [(1, 1), (1000, 300), (5000, 5000)])
 def test_blocks_change_nothing(name, blocks, monkeypatch):
-    monkeypatch.setattr(orders, "PAIRS_AT_ONCE", blocks[0])
-    monkeypatch.setattr(orders, "PAIRS_IN_CACHE", blocks[1])
+    monkeypatch.setattr(nearest_points, "PAIRS_AT_ONCE", blocks[0])
+    monkeypatch.setattr(nearest_points, "PAIRS_IN_CACHE", blocks[1])
     points = POINTS[name]
     assert_array_equal(joined(Neighbours(points), points, 230), one_by_one(points, points))
     assert_array_equal(joined(Neighbours(points), points, 4), one_by_one(points, points)[:, :4])

@@ -25,6 +25,21 @@ class Semivalue(ABC):
     """A law of coalitions."""
 
     @abstractmethod
+    def sizes(self, n: int) -> Vector:
+        """Return the law of the size of the coalition that an instance joins.
+
+        Parameters
+        ----------
+        n : int
+            Instances in the game.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            ``p_0 .. p_{n-1}``.
+        """
+
+    @abstractmethod
     def counts(self, n: int, k: int) -> Iterator[Vector]:
         """Yield how many of given other instances a coalition has: the laws for j = 0 .. k - 1.
 
@@ -50,6 +65,10 @@ class ShapleyWeights(Semivalue):
     **Source** Shapley 1953; survey eq. (16).
     """
 
+    def sizes(self, n: int) -> Vector:
+        """Return the law of sizes, as :meth:`Semivalue.sizes` says: uniform."""
+        return np.full(n, 1 / n)
+
     def counts(self, n: int, k: int) -> Iterator[Vector]:
         """Yield the laws of counts, as :meth:`Semivalue.counts` says: uniform on 0 .. m."""
         m = np.arange(n)
@@ -60,6 +79,10 @@ class ShapleyWeights(Semivalue):
 @dataclass(frozen=True)
 class LeaveOneOutWeights(Semivalue):
     """Leave-one-out: the coalition is everyone else, ``p_{n-1} = 1``. Survey eq. (7)."""
+
+    def sizes(self, n: int) -> Vector:
+        """Return the law of sizes, as :meth:`Semivalue.sizes` says: everyone else."""
+        return np.where(np.arange(n) == n - 1, 1.0, 0.0)
 
     def counts(self, n: int, k: int) -> Iterator[Vector]:
         """Yield the laws of counts, as :meth:`Semivalue.counts` says: all m are in."""
@@ -85,6 +108,13 @@ class BanzhafWeights(Semivalue):
         """Check the probability."""
         if not 0 < self.q < 1:
             raise InvalidInputError(f"q must be between 0 and 1, exclusively; got {self.q!r}.")
+
+    def sizes(self, n: int) -> Vector:
+        """Return the law of sizes, as :meth:`Semivalue.sizes` says: binomial."""
+        k = np.arange(n)
+        log_odds = np.log(self.q) - np.log1p(-self.q)
+        log_law = _log_binomials(n - 1) + k * log_odds + (n - 1) * np.log1p(-self.q)
+        return np.asarray(np.exp(log_law))
 
     def counts(self, n: int, k: int) -> Iterator[Vector]:
         """Yield the laws of counts, as :meth:`Semivalue.counts` says: binomial."""
@@ -123,6 +153,14 @@ class BetaWeights(Semivalue):
             if not 0 < value < np.inf:
                 raise InvalidInputError(f"{name} must be a positive number; got {value!r}.")
 
+    def sizes(self, n: int) -> Vector:
+        """Return the law of sizes, as :meth:`Semivalue.sizes` says: beta-binomial."""
+        from scipy.special import betaln
+
+        k = np.arange(n)
+        log_law = betaln(k + self.beta, n - 1 - k + self.alpha) - betaln(self.beta, self.alpha)
+        return np.asarray(np.exp(_log_binomials(n - 1) + log_law))
+
     def counts(self, n: int, k: int) -> Iterator[Vector]:
         """Yield the laws of counts, as :meth:`Semivalue.counts` says: beta-binomial."""
         m = np.arange(n)
@@ -160,6 +198,10 @@ class AMEWeights(Semivalue):
         for q in self.probabilities:
             BanzhafWeights(q)
 
+    def sizes(self, n: int) -> Vector:
+        """Return the law of sizes, as :meth:`Semivalue.sizes` says: a mixture of binomials."""
+        return np.asarray(np.mean([BanzhafWeights(q).sizes(n) for q in self.probabilities], axis=0))
+
     def counts(self, n: int, k: int) -> Iterator[Vector]:
         """Yield the laws of counts, as :meth:`Semivalue.counts` says: a mixture of binomials."""
         each = (BanzhafWeights(q).counts(n, k) for q in self.probabilities)
@@ -193,24 +235,36 @@ class SizeWeights(Semivalue):
         """Show the first of the probabilities."""
         return f"SizeWeights({reprlib.repr(self.probabilities.tolist())})"
 
+    def sizes(self, n: int) -> Vector:
+        """Return the law of sizes, as :meth:`Semivalue.sizes` says: the one that was given."""
+        if len(self.probabilities) != n:
+            raise InvalidInputError(
+                f"semivalue: {len(self.probabilities)} probabilities of the coalition's size were "
+                f"given for {n} training instances; pass one for each size 0 .. {n - 1}."
+            )
+        return self.probabilities
+
     def counts(self, n: int, k: int) -> Iterator[Vector]:
         """Yield the laws of counts, as :meth:`Semivalue.counts` says.
 
         ``P(j of m - 1) = P(j of m) (m - j) / m + P(j + 1 of m) (j + 1) / m``, as any of the m is as
         likely as another to be the one that is no longer looked at.
         """
-        if len(self.probabilities) != n:
-            raise InvalidInputError(
-                f"semivalue: {len(self.probabilities)} probabilities of the coalition's size were "
-                f"given for {n} training instances; pass one for each size 0 .. {n - 1}."
-            )
+        law = self.sizes(n)
         table = np.zeros((k, n))
-        law = self.probabilities
         for m in range(n - 1, -1, -1):
             table[: m + 1, m] = law[:k]
             j = np.arange(m)
             law = (law[:-1] * (m - j) + law[1:] * (j + 1)) / m
         yield from table
+
+
+def _log_binomials(n: int) -> Vector:
+    """Return the logarithms of the binomial coefficients ``C(n, 0) .. C(n, n)``."""
+    from scipy.special import gammaln
+
+    k = np.arange(n + 1)
+    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 PRESETS: dict[str, Semivalue] = {
