@@ -275,8 +275,9 @@ def takes(name: str, setting: str) -> bool:
 
 def network_of(study: Any) -> nn.Module | None:
     """Return the network of what a method studies; None where it is a recipe."""
-    module: nn.Module | None = getattr(getattr(study, "model", study), "module", None)
-    return module
+    model = getattr(study, "model", study)
+    module: nn.Module | None = model if isinstance(model, nn.Module) else None
+    return module if module is not None else getattr(model, "module", None)
 
 
 def random_states() -> tuple[Any, ...]:
