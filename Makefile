@@ -32,7 +32,7 @@ demo: $(SETUP)
 	$(BIN)/python examples/data_values.py
 
 test: $(SETUP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(SETUP)
 	$(BIN)/python .ci/check_lock.py
@@ -40,7 +40,7 @@ check: $(SETUP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks

@@ -261,7 +261,7 @@ def test_every_random_state_is_the_seed_and_the_global_one_is_left_alone():
         (RandomForestClassifier(random_state=np.random.RandomState(0)), True),
         (BaggingClassifier(GaussianNB()), True),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" at 0x")[0],
 )
 def test_whether_the_seed_counts(estimator, seeded):
     assert bound(estimator, (X, CODES)).seeded is seeded
