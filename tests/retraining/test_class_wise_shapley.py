@@ -197,7 +197,8 @@ def test_one_class_alone_has_the_shapley_value_of_its_accuracy():
 
 def test_a_class_without_a_test_instance_is_not_scored():
     some = Y_TEST != 2
-    found = fitted(20, test=(X_TEST[some], Y_TEST[some]), normalise=False, tolerance=0).influence()
+    test = X_TEST[some], Y_TEST[some]
+    found = fitted(200, test=test, normalise=False, tolerance=0).influence()
     assert_array_equal(np.isnan(found.values), Y == 2)
     assert "not scored: 2" in found.diagnostics["warnings"][0]
     exact = exact_values(X_TEST[some], Y_TEST[some])
@@ -219,6 +220,18 @@ def test_a_class_that_is_never_right_is_not_scaled():
     )
     assert_array_equal(found.values[Y == 2], plain.values[Y == 2])
     assert np.isfinite(found.values).all()
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.1])
+def test_more_permutations_begin_with_fewer(tolerance):
+    few, many = fitted(5, tolerance=tolerance), fitted(9, tolerance=tolerance)
+    for one, other in zip(few._walks, many._walks, strict=True):
+        assert_array_equal(other.orders[:5], one.orders)
+        for a, b in zip(one.rows, other.rows, strict=False):
+            assert_array_equal(a >= 0, b >= 0)
+            before, after = few._coalitions.take(a[a >= 0]), many._coalitions.take(b[b >= 0])
+            assert_array_equal(after.masks, before.masks)
+            assert_array_equal(after.seeds, before.seeds)
 
 
 def test_another_test_set_is_measured_on_the_same_subsets():

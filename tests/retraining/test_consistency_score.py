@@ -157,6 +157,18 @@ def test_ratios_of_the_same_size_share_their_models():
     assert_array_equal(profile.counts[:, 0], (~masks[masks.sum(axis=1) == 3]).sum(axis=0))
 
 
+def test_ratios_of_the_same_size_have_the_errors_of_one():
+    """The mean over five ratios of the same models is no surer than one of them."""
+    train, _ = regression(4, 2, tests=2)
+    one, five = (
+        pp.ConsistencyScore(60, ratios=ratios, utility="risk").fit(Ridge(), train)
+        for ratios in ((0.5,), (0.48, 0.49, 0.5, 0.51, 0.52))
+    )
+    assert_allclose(five.scores().values, one.scores().values)
+    assert_allclose(five.scores().std_error, one.scores().std_error)
+    assert one.scores().std_error.min() > 0
+
+
 def test_trainings_that_fail_are_left_out_and_counted():
     (X, y), _ = NUMBERS
     method = pp.ConsistencyScore(200, ratios=(0.25, 0.5), utility="risk")

@@ -215,6 +215,15 @@ def test_refusals():
             ask()
 
 
+@pytest.mark.parametrize("stop", [None, MaxModels(40) | TargetStdError(0.1)])
+def test_one_number_for_all_instances_is_refused(stop):
+    def share(outputs, labels):
+        return (outputs.argmax(axis=1) == labels).mean()
+
+    with pytest.raises(InvalidInputError, match=r"utility: DataOOB .* returns one number for all"):
+        DataOOB(50, utility=share, stop=stop).fit(GaussianNB(), (X, Y)).memorization()
+
+
 def test_it_has_no_group_influence():
     method = DataOOB(5).fit(GaussianNB(), (X, Y))
     with pytest.raises(MethodCapabilityError, match="DataOOB has no group influence"):

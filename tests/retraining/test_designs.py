@@ -27,11 +27,13 @@ from proponent.retraining.designs import (
     SizeStratified,
     TwoSizes,
     UniformSize,
+    WeighedSizes,
 )
 from proponent.retraining.designs.chosen_sizes import ChosenSizes, often
 from proponent.retraining.designs.ends import WithEnds
 from proponent.retraining.designs.fixed_players import FixedPlayers
 from proponent.retraining.designs.sizes import CYCLE
+from proponent.retraining.semivalues import BetaWeights, SizeWeights
 
 # Each design by name, for n players.
 SAMPLED = {
@@ -49,6 +51,7 @@ SAMPLED = {
     "Permutations": lambda n: Permutations(),
     "antithetic Permutations": lambda n: Permutations(antithetic=True),
     "PairedComplements": lambda n: PairedComplements(GroupTesting()),
+    "WeighedSizes": lambda n: WeighedSizes(BetaWeights(4, 1)),
     "WithEnds": lambda n: WithEnds(Permutations()),
     "FixedPlayers": lambda n: FixedPlayers(Bernoulli(), n),
 }
@@ -347,6 +350,10 @@ def test_a_coalition_and_who_is_not_in_it():
     assert (drawn.masks[::2] == inner.draw(8, 0, 51, 2).masks).all()
     assert (drawn.masks[1::2] == ~drawn.masks[:-1:2]).all()
     assert drawn.blocks.tolist() == [j // 2 for j in range(101)]
+    chances = PairedComplements(AMEGrid((0.2, 0.7))).draw(8, 3, 60, 2).chances
+    first = AMEGrid((0.2, 0.7)).draw(8, 1, 30, 2).chances
+    assert chances[1::2] == pytest.approx(first[1:])
+    assert chances[::2] == pytest.approx(1 - first)
     paired = PairedComplements(Exhaustive())
     assert paired.total(3) == 16
     assert len(paired.draw(3, 10, 99, 0)) == 6
@@ -438,3 +445,24 @@ def test_many_players_take_bounded_memory(name):
     assert peak < 150e6
     again = design.draw(n, 128, 129, 0)
     assert (again.masks == drawn.masks[28:29]).all()
+
+
+def test_no_ratio_is_refused():
+    with pytest.raises(InvalidInputError, match="sizes: give at least one"):
+        Ratios(()).draw(8, 0, 5, 0)
+
+
+def test_sizes_come_as_often_as_they_weigh():
+    """For all sizes alike, 1 / sqrt(q (1 - q)); for a law on few sizes, these alone."""
+    n = 9
+    k = np.arange(1, n)
+    shapley = WeighedSizes(BetaWeights(1, 1))
+    wanted = 1 / np.sqrt(k * (n - k))
+    assert shapley.law(n) == pytest.approx(wanted / wanted.sum())
+    sizes = shapley.draw(n, 0, 6402, 0).sizes
+    assert sizes[:2].tolist() == [0, n]
+    # One from each of 64 equal portions: far nearer to the law than independent draws.
+    shares = np.bincount(sizes[2:], minlength=n)[1:n] / 6400
+    assert shares == pytest.approx(shapley.law(n), abs=0.004)
+    small = WeighedSizes(SizeWeights([0, 1, 0, 0, 0, 0, 0, 0, 0])).draw(n, 2, 500, 0).sizes
+    assert set(small.tolist()) == {1, 2}

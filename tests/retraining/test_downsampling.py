@@ -22,6 +22,8 @@ from sklearn.naive_bayes import GaussianNB
 
 import proponent as pp
 from proponent.exceptions import InvalidInputError, MethodCapabilityError, ProponentError
+from proponent.retraining.downsampling import error_bound
+from proponent.retraining.utility import Accuracy
 
 N = 10
 NUMBERS = regression(N, 2, tests=4)
@@ -215,6 +217,13 @@ def test_trainings_that_fail_are_left_out_and_counted():
     assert found.diagnostics["failed"] == (~kept).sum()
     assert found.diagnostics["coalitions"] == 90
     assert "cannot be trained" in str(found.diagnostics["failures"])
+
+
+def test_the_bound_is_there_however_the_accuracy_is_named():
+    (X, y), test = classification(20, 3, 2, tests=4)
+    method = pp.Downsampling(60, sampling="two_sizes", utility=Accuracy())
+    whole = method.fit(GaussianNB(), (X, y)).influence(test).diagnostics
+    assert whole["mean_squared_error_bound"] == error_bound(60, 14 / 20)
 
 
 def test_if_all_fail_the_reason_is_raised():

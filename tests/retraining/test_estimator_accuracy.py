@@ -16,14 +16,17 @@ from retraining.games import (
 )
 
 from proponent.retraining.designs import (
+    AMEGrid,
     Bernoulli,
     Permutations,
     SizeStratified,
     TwoSizes,
     UniformSize,
+    WeighedSizes,
 )
 from proponent.retraining.designs.chosen_sizes import ChosenSizes
 from proponent.retraining.estimators.in_out import InOutMeans
+from proponent.retraining.estimators.marginal_effects import ChanceMeans
 from proponent.retraining.estimators.mask_regression import MaskRegression
 from proponent.retraining.estimators.permutations import PermutationMarginals
 from proponent.retraining.estimators.size_regression import SizeRegression, ridge_without_each
@@ -166,6 +169,50 @@ def test_intervals_cover_the_exact_values(estimator, design, semivalue):
         variances.append(found.std_errors**2)
     assert 0.90 <= np.mean(inside) <= 0.98
     assert np.mean(variances) / np.mean(squares) == pytest.approx(1, abs=0.2)
+
+
+THOUSAND = NeighboursGame.random(1000, 2)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "design", "known"),
+    [
+        (SizeRegression(SHAPLEY), SizeStratified(), ("shapley",)),
+        (StratifiedMeans(SHAPLEY), SizeStratified(), ("shapley",)),
+        (SizeRegression(BetaWeights(16, 1)), WeighedSizes(BetaWeights(16, 1)), ("beta", 16, 1)),
+        (SizeRegression(BetaWeights(16, 1)), SizeStratified(), ("beta", 16, 1)),
+        (SizeRegression(BetaWeights(4, 1)), WeighedSizes(BetaWeights(4, 1)), ("beta", 4, 1)),
+        (MaskRegression(), Bernoulli(), ("banzhaf", 0.5)),
+        (ChanceMeans((0.2, 0.6), adjust=True), AMEGrid((0.2, 0.6)), ("ame",)),
+    ],
+    ids=["Shapley", "means", "Beta(16, 1)", "shared Beta(16, 1)", "Beta(4, 1)", "Banzhaf", "AME"],
+)
+def test_intervals_cover_for_a_thousand_players(estimator, design, known):
+    laws = [("banzhaf", 0.2), ("banzhaf", 0.6)] if known == ("ame",) else [known]
+    parts = [THOUSAND.exact(few_nearer(law[0], 1000, 5, *law[1:])) for law in laws]
+    exact = np.mean(parts, axis=0)
+    strongest = np.argsort(-np.abs(exact), axis=1)[:, :50]
+    inside = []
+    for seed in range(3):
+        found = estimate(estimator, measured(THOUSAND, design, 1000, 800, seed))
+        inside.append(np.abs(found.values - exact) <= 1.96 * found.std_errors)
+    assert 0.90 <= np.mean(inside) <= 0.98
+    if not (known == ("beta", 16, 1) and isinstance(design, SizeStratified)):
+        assert np.take_along_axis(np.array(inside), strongest[None], 2).mean() >= 0.90
+
+
+def test_a_law_on_small_sizes_needs_coalitions_of_its_own():
+    exact = THOUSAND.exact(few_nearer("beta", 1000, 5, 16, 1))
+    off, effective = [], []
+    for design in (SizeStratified(), WeighedSizes(BetaWeights(16, 1))):
+        fitted = SizeRegression(BetaWeights(16, 1)).on(measured(THOUSAND, design, 1000, 2000))
+        off.append(np.square(fitted.players(range(1000)).values - exact).mean())
+        effective.append(fitted.noticed())
+    assert off[1] < 0.05 * off[0]
+    assert effective[0]["effective_coalitions"]["median"] < 5
+    assert "coalitions or fewer in effect" in effective[0]["warnings"][0]
+    assert effective[1]["effective_coalitions"]["median"] > 20
+    assert "warnings" not in effective[1]
 
 
 @pytest.mark.parametrize("antithetic", [False, True])

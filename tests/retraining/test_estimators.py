@@ -1,5 +1,6 @@
 """Estimators of semivalues: exact ones, unbiased ones, and how sure they say they are."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
 
@@ -283,10 +284,46 @@ def test_a_step_is_never_from_one_order_to_another():
         table = measured(additive_game(weights), Permutations(antithetic), n, 2 + 20 * (n - 1))
         for seed in range(20):
             kept = np.random.default_rng(seed).random(len(table.coalitions)) < 0.4
+            kept[:2] = True  # nobody and everybody
             found = estimate(PermutationMarginals(SHAPLEY), without(table, ~kept)).values
             known = np.isfinite(found).all(axis=0)
             assert known.any()
             assert found[:, known] == pytest.approx(weights[:, known], abs=1e-12)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_steps_that_fail_by_size_leave_no_bias(antithetic):
+    """Most small coalitions fail, where a player adds most."""
+    n, rows = 6, 2 + 40 * 5
+    worth = random_worth(n, 1, seed=3) + 10 * np.sqrt(all_masks(n).sum(axis=1))[:, None]
+    game, exact = table_game(worth), enumerated(worth, np.full(n, 1 / n))
+    values = []
+    for seed in range(60):
+        table = measured(game, Permutations(antithetic), n, rows, seed)
+        failed = np.random.default_rng(seed).random(rows) < 0.7
+        failed &= (table.coalitions.sizes <= 2) & (table.coalitions.sizes > 0)
+        estimator = PermutationMarginals(SHAPLEY).on(without(table, failed))
+        values.append(estimator.players(range(n)).values)
+        assert estimator.noticed()["steps_missing"] > 40
+    off = np.mean(values, axis=0) - exact
+    assert np.abs(off).max() < 0.15  # of about 4; surviving steps alone are off by 1.2
+
+
+def test_sizes_that_always_fail_are_named():
+    n = 5
+    table = measured(smooth_game(n, 2), Permutations(), n, 2 + 10 * 4)
+    estimator = PermutationMarginals(SHAPLEY).on(without(table, table.coalitions.sizes == 1))
+    assert estimator.noticed()["steps_missing"] == 20
+    assert "no step is known after 0, 1 players" in estimator.noticed()["warnings"][0]
+    assert "weigh 0.6 of 1" in estimator.noticed()["warnings"][0]
+
+
+def test_an_end_that_failed_says_why():
+    n = 5
+    table = measured(smooth_game(n, 2), Permutations(), n, 2 + 10 * 4)
+    table = replace(without(table, 1), failures={n: "ValueError: too many"})
+    with pytest.raises(InvalidInputError, match=r"of all players .* failed: ValueError: too many"):
+        PermutationMarginals(SHAPLEY).on(table)
 
 
 def test_players_without_a_step_are_unknown():

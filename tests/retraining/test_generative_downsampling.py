@@ -10,6 +10,8 @@ from scipy.stats import norm
 
 import proponent as pp
 from proponent.exceptions import InvalidInputError, MethodCapabilityError, ProponentError
+from proponent.retraining.coalitions import Coalitions, Table
+from proponent.retraining.generative_downsampling import LogMeanExp
 
 N = 12
 rng = np.random.default_rng(5)
@@ -182,6 +184,21 @@ def test_a_single_split_has_no_standard_error():
     masks = np.array(Normal.masks)
     assert found.std_error is None
     assert_allclose(found.values, differences(masks, densities(masks, X_TEST)), atol=1e-10)
+
+
+def test_one_player_without_an_error_leaves_those_of_the_others():
+    """Only the models of one split know an instance that all others failed without."""
+    n, blocks = 6, np.repeat(np.arange(3), 2)
+    rng = np.random.default_rng(0)
+    masks = np.ones((6, n), dtype=bool)
+    masks[::2, :3] = masks[1::2, 3:] = False
+    masks[2:, 0] = True  # out in the first split alone
+    logs = rng.normal(size=(6, 2))
+    table = Table(Coalitions(masks, np.arange(6), blocks=blocks), logs)
+    found = LogMeanExp().on(table).players(range(n))
+    assert np.isnan(found.std_errors[:, 0]).all()
+    assert np.isfinite(found.std_errors[:, 1:]).all()
+    assert np.isfinite(found.values).all()
 
 
 class Unlucky(Normal):

@@ -236,6 +236,8 @@ def test_a_pass_that_diverges_is_left_out(vectorized):
     assert found.diagnostics["diverged"] == sum(steep) > 0
     assert found.diagnostics["permutations"] == 12 - sum(steep) > 0
     assert np.isfinite(found.values).all() and np.abs(found.values).max() < 1
+    itself = method.memorization().diagnostics
+    assert (itself["diverged"], itself["permutations"]) == (sum(steep), 12 - sum(steep))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +247,7 @@ def test_a_pass_that_diverges_is_left_out(vectorized):
         ({"learning_rate": -1.0}, "learning_rate: expected 'auto' or a number"),
         ({"learning_rate": "best"}, "learning_rate: expected 'auto' or a number"),
         ({"learning_rate": 0.1, "n_permutations": 0}, "n_permutations"),
+        ({"learning_rate": 0.1, "seed": -1}, "seed"),
         ({"learning_rate": 0.1, "utility": "f1"}, "utility: expected"),
     ],
 )

@@ -163,9 +163,9 @@ def test_the_bound_is_the_note_s():
 def test_the_two_ends_and_enough_of_the_others_are_needed(estimator):
     n = 6
     table = measured(table_game(random_worth(n, 1)), designs.GroupTesting(), n, 200)
-    with pytest.raises(InvalidInputError, match="without any player is needed"):
+    with pytest.raises(InvalidInputError, match="of no player has no utility"):
         estimator.on(without(table, table.coalitions.sizes == 0))
-    with pytest.raises(InvalidInputError, match="of all players is needed"):
+    with pytest.raises(InvalidInputError, match="of all players has no utility"):
         estimator.on(without(table, table.coalitions.sizes == n))
     with pytest.raises(InvalidInputError, match="n_models"):
         estimator.on(without(table, slice(3, None)))

@@ -11,7 +11,7 @@ from proponent.retraining.estimators.exhaustive import ExactSemivalue
 from proponent.retraining.estimators.in_out import InOutMeans
 from proponent.retraining.estimators.permutations import PermutationMarginals
 from proponent.retraining.estimators.size_regression import SizeRegression
-from proponent.retraining.growth import LEAST, PORTION, grow
+from proponent.retraining.growth import FIRST, LEAST, PORTION, grow
 from proponent.retraining.semivalues import ShapleyWeights
 from proponent.retraining.stopping import (
     MaxModels,
@@ -21,6 +21,7 @@ from proponent.retraining.stopping import (
     StoppingRule,
     TargetStdError,
 )
+from proponent.retraining.submodels import AllFailedError
 
 N = 12
 GAME = smooth_game(N, 3)
@@ -77,13 +78,14 @@ def test_what_is_returned_is_the_start_of_the_design(design, size):
     assert same(join(recorder.trained), found)
 
 
-def test_batches_grow_by_a_quarter_and_none_is_small():
+def test_batches_double_and_then_grow_by_a_quarter():
     _, recorder = grown(Bernoulli(), InOutMeans(), 3000, Watched(), looks=False)
     batches = [len(part) for part in recorder.trained]
-    assert min(batches) >= LEAST
+    assert batches[:3] == [FIRST, FIRST, 2 * FIRST]  # few are enough for an easy game
     done = np.cumsum(batches)
-    for before, more in zip(done[:-2], batches[1:-1], strict=True):
+    for before, more in zip(done[2:-2], batches[3:-1], strict=True):
         assert more == max(LEAST, before // PORTION)
+    assert batches[-1] >= LEAST
     # Small batches would make looking dear, large ones training.
     assert len(batches) < 25
 
@@ -99,6 +101,27 @@ def test_every_batch_is_trained_once_then_measured_then_looked_at():
     seconds = [seen[1] for seen in rule.seen]
     assert seconds == sorted(seconds)
     assert seconds[0] >= 0
+
+
+def test_a_batch_of_which_all_failed_is_not_the_end():
+    batches = []
+
+    def train(part):
+        batches.append(len(part))
+        if len(batches) <= 2:
+            raise AllFailedError("all failed, the first with: no")
+
+    def measure(part):
+        return Table(part, GAME(part.masks))
+
+    rule = Watched()
+    found = grow(Bernoulli(), InOutMeans(), N, 200, 0, rule, train, measure)
+    assert len(found) == 200
+    assert [seen[0] for seen in rule.seen] == np.cumsum(batches).tolist()
+    assert [seen[4] for seen in rule.seen] == [0, 0, 1, 2, 3]  # estimates
+    batches.clear()
+    with pytest.raises(AllFailedError, match="with: no"):
+        grow(Bernoulli(), InOutMeans(), N, 30, 0, Watched(), train, measure)
 
 
 def test_it_looks_at_the_sum_over_the_tests():
@@ -135,7 +158,7 @@ def test_no_more_models_than_the_rule_allows(most):
 def test_time_runs_out_after_a_batch():
     found, recorder = grown(Bernoulli(), InOutMeans(), 1000, MaxSeconds(1e-9), looks=False)
     assert len(recorder.trained) == 1
-    assert len(found) == LEAST
+    assert len(found) == FIRST
 
 
 def test_a_target_for_the_error_is_reached_and_not_long_before():

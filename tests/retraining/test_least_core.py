@@ -169,7 +169,7 @@ def test_too_few_coalitions_are_refused():
     table = measured(
         table_game(random_worth(6, 1)), WithEnds(PairedComplements(Bernoulli(0.5))), 6, 100
     )
-    with pytest.raises(InvalidInputError, match="of all players is needed"):
+    with pytest.raises(InvalidInputError, match="of all players has no utility"):
         LeastCoreValues().on(without(table, table.coalitions.sizes == 6))
 
 

@@ -329,7 +329,10 @@ def test_the_same_subsets_serve_all_parameters():
     submodels = pp.Submodels(Ridge(), train)
     first = pp.Shapley(90).fit(submodels).influence(test).diagnostics
     assert first["trained"] == submodels.report()["trained"] > 80
-    for method in (pp.BetaShapley(16, 1, n_models=90), pp.Shapley(60, estimator="means")):
+    for method in (
+        pp.BetaShapley(16, 1, n_models=90, sizes="uniform"),
+        pp.Shapley(60, estimator="means"),
+    ):
         assert method.fit(submodels).influence(test).diagnostics["trained"] == first["trained"]
 
 

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neural_network import MLPRegressor
 from sklearn.svm import SVR
 
 import proponent as pp
@@ -352,10 +353,96 @@ def test_rules_that_count_need_no_test_set(name):
     assert json.loads(json.dumps(dict(found.settings)))["stop"].count("MaxModels") == 1
 
 
+OWN = {"empty": "uniform", "n_jobs": 2, "store": "elsewhere", "memory": 10, "progress": False}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_the_submodels_decide_is_refused_and_not_ignored(name, tmp_path):
+    submodels = pp.Submodels(MeanLearner(), NUMBERS[0], empty=0.25, n_jobs=1, path=tmp_path)
+    with pytest.raises(InvalidInputError, match=f"{name}: the Submodels have their own, {name}="):
+        pp.Shapley(30, **{name: OWN[name]}).fit(submodels)
+    same = pp.Shapley(30, empty=0.25, n_jobs=1, store=str(tmp_path)).fit(submodels)
+    plain = pp.Shapley(30).fit(submodels)
+    one, other = (method.influence(NUMBERS[1]) for method in (same, plain))
+    assert one.settings["empty"] == other.settings["empty"] == 0.25
+    assert_array_equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("name", [*OWN, "utility"])
+def test_what_a_game_has_no_use_for_is_refused_and_not_recorded(name):
+    game = user_game(smooth_game(6, 1), 6)
+    value = "accuracy" if name == "utility" else OWN[name]
+    with pytest.raises(InvalidInputError, match=f"{name}: a Game has no use for it"):
+        pp.Shapley(**{name: value}).fit(game)
+    assert not {"utility", "empty"} & set(pp.Shapley().fit(game).influence().settings)
+
+
+def test_warnings_of_trainings_and_of_estimates_are_both_kept():
+    learner = MLPRegressor(hidden_layer_sizes=(2,), max_iter=1)
+    train, test = regression(40, 2, tests=2)
+    method = pp.BetaShapley(16, 1, n_models=60, sizes="uniform").fit(learner, train)
+    found = method.influence(test).diagnostics["warnings"]
+    assert found[0] == {"ConvergenceWarning": method._submodels.report()["trained"]}
+    assert "coalitions or fewer in effect" in found[1]
+
+
+@pytest.mark.parametrize("utility", ["accuracy", "margin"])
+def test_a_utility_that_the_models_have_not_is_refused_before_training(utility, tmp_path):
+    log = tmp_path / "log"
+    with pytest.raises(MethodCapabilityError, match="needs a classifier"):
+        pp.Banzhaf(30, utility=utility).fit(MeanLearner(log=log), NUMBERS[0])
+    assert not trainings(log)
+
+
+def test_margins_are_finite_where_a_subset_lacks_a_class():
+    train, test = CLASSES
+    found = pp.Shapley(100, utility="margin").fit(GaussianNB(), train).influence(test)
+    assert np.isfinite(found.values).all()
+    assert found.diagnostics["failed"] == 0
+
+
+@pytest.mark.parametrize("estimator", ["permutations", "regression"])
+@pytest.mark.parametrize("end", ["full", "both"])
+def test_a_failure_that_all_values_need_is_named(estimator, end):
+    learner = MeanLearner(fails=range(N)) if end == "both" else Failing(hates=())
+    if end == "full":
+        learner = TooMany()
+    method = pp.Shapley(80, estimator=estimator, empty=0.0)
+    with pytest.raises(ProponentError, match=r"cannot be trained|too many"):
+        method.fit(learner, NUMBERS[0]).influence(NUMBERS[1])
+
+
+class TooMany(Failing):
+    def fit(self, X, y, positions):
+        if len(positions) == N:
+            raise ValueError("too many")
+        super().fit(X, y, positions)
+
+
+def test_models_that_cannot_be_pickled_are_kept():
+    class Local:
+        def fit(self, X, y, positions):
+            Logged.trainings.append(tuple(positions))
+            self.parts = {"mean": np.full(1000, y.mean())}
+
+        def risk(self, X, y):
+            return (y - self.parts["mean"][0]) ** 2
+
+    method = pp.Banzhaf(20).fit(Local(), NUMBERS[0], test=NUMBERS[1])
+    trained = len(Logged.trainings)
+    found = method.influence(NUMBERS[1])
+    again = method.influence((NUMBERS[1][0][:2], NUMBERS[1][1][:2]))
+    assert len(Logged.trainings) == trained > 10
+    assert_allclose(again.values, found.values[:2])
+    assert found.diagnostics["deferred"] == 0
+    fitted = method._submodels._held.nbytes
+    assert 8000 * trained < fitted < 12000 * trained
+
+
 def test_to_stop_when_the_time_is_up():
     learner = MeanLearner(noise=1.0, seconds=0.002)
     method = pp.Downsampling(2000, stop=MaxSeconds(0.05)).fit(learner, NOISY_TRAIN)
-    assert method.influence(NOISY_TEST).diagnostics["coalitions"] == 64
+    assert method.influence(NOISY_TEST).diagnostics["coalitions"] == 32
     method = pp.Downsampling(130, stop=MaxSeconds(3600)).fit(learner, NOISY_TRAIN)
     assert method.influence(NOISY_TEST).diagnostics["coalitions"] == 130
 

@@ -336,6 +336,16 @@ def test_a_misuse_is_raised_at_once():
         submodels.utilities(np.ones((1, 20), bool), [0], (X[:, :1], X[:, 0] > 0))
 
 
+def test_a_training_of_many_at_once_that_kills_its_worker_fails_alone():
+    learner = StackedLearner(kills=(2,))
+    submodels = Submodels(learner, TRAIN, n_jobs=2)
+    masks = ~np.eye(N, dtype=bool)[[0, 2, 1, 3]]
+    masks[3, 2] = False  # one batch: two that kill, and two that do not
+    found = submodels.utilities(masks, np.zeros(4, int), TEST)
+    assert np.isnan(found).all(axis=1).tolist() == [True, False, True, False]
+    assert_allclose(found[[1, 3]], risks(masks[[1, 3]]))
+
+
 def test_a_training_that_kills_its_worker_fails_alone(tmp_path):
     submodels, _ = counted(tmp_path, kills=(2,), n_jobs=2)
     masks = ~np.eye(N, dtype=bool)

@@ -85,7 +85,7 @@ def test_the_margin_is_how_far_the_label_leads():
         for t in range(5):
             others = [LOGITS[k, t, c] for c in range(4) if c != LABELS[t]]
             assert_allclose(found[k, t], LOGITS[k, t, LABELS[t]] - max(others))
-    assert_allclose(Margin().of(*as_probabilities()), found, atol=1e-12)
+    assert_allclose(Margin(smoothing=0).of(*as_probabilities()), found, atol=1e-12)
 
 
 def test_the_margin_of_a_chance_of_zero_needs_smoothing():
@@ -93,7 +93,7 @@ def test_the_margin_of_a_chance_of_zero_needs_smoothing():
     certain[0, :, 1] = 1.0
     trainer, fitted = Outputs("probabilities"), Fitted(certain, 1)
     with pytest.raises(NonFiniteError, match=r"instance 'a'.*smoothing"):
-        Margin().of(trainer, fitted, TEST)
+        Margin(smoothing=0).of(trainer, fitted, TEST)
     found = Margin(smoothing=0.1).of(trainer, fitted, TEST)
     lead = np.log(0.925 / 0.025)
     assert_allclose(found, [[-lead, -lead, lead, lead, -lead]])

@@ -7,7 +7,6 @@ scikit-learn are not imported here.
 
 from __future__ import annotations
 
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from proponent.data import Instances
 from proponent.exceptions import MethodCapabilityError
+from proponent.models.model_size import size_of
 from proponent.parameters import Parameterised
 
 Counts = NDArray[Any]  # (K, n): boolean, or how often each instance is in (uint8, bootstrap)
@@ -207,7 +207,7 @@ class Trainer(ABC):
         arrays = self.to_arrays(fitted)
         if arrays is not None:
             return sum(array.nbytes for array in arrays.values())
-        return len(pickle.dumps(fitted.models, protocol=5))
+        return size_of(fitted.models)
 
 
 class SerialTrainer(Trainer):

@@ -12,6 +12,7 @@ from typing_extensions import override
 from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError
+from proponent.retraining.asked import Asked
 from proponent.retraining.checks import check_choice
 from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.designs import AMEGrid, Exhaustive
@@ -23,8 +24,9 @@ from proponent.retraining.estimators.marginal_effects import (
     LassoEffects,
     LeastSquaresEffects,
 )
-from proponent.retraining.method import NEEDS, Asked, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
 from proponent.retraining.semivalues import AMEWeights
+from proponent.retraining.settings import NEEDS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,9 +12,9 @@ from proponent.retraining.designs import Bernoulli, Exhaustive
 from proponent.retraining.estimators.exhaustive import ExactSemivalue
 from proponent.retraining.estimators.in_out import InOutMeans
 from proponent.retraining.estimators.mask_regression import MaskRegression
-from proponent.retraining.method import NEEDS, Settings
 from proponent.retraining.semivalue_method import SemivalueMethod
 from proponent.retraining.semivalues import BanzhafWeights, Semivalue
+from proponent.retraining.settings import NEEDS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

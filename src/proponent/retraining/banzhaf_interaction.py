@@ -9,7 +9,7 @@ from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.designs import Bernoulli
 from proponent.retraining.estimators.interactions import BanzhafIndex, CellMeans, Index
 from proponent.retraining.interaction_method import InteractionMethod
-from proponent.retraining.method import NEEDS
+from proponent.retraining.settings import NEEDS
 
 
 class BanzhafInteraction(InteractionMethod):

@@ -84,6 +84,7 @@ def walk_class(
     n_walks : int
         P.
     rng : Generator
+        Of this class alone: the first walks are the same, however many are drawn.
     first_row : int
         The row of the table that the first coalition becomes.
     tolerance : float
@@ -92,9 +93,11 @@ def walk_class(
         What coalitions are worth to the class, ``(K,)``; None where nothing is cut.
     """
     members = np.flatnonzero(codes == code)
-    orders = np.stack([rng.permutation(members) for _ in range(n_walks)])
-    masks = rng.random((n_walks, len(codes))) < 0.5
-    seeds = rng.integers(0, 2**63 - 1, size=n_walks, dtype=np.int64)
+    # Streams of their own, so that more walks begin with the same ones.
+    of_orders, of_masks, of_seeds = rng.spawn(3)
+    orders = np.stack([of_orders.permutation(members) for _ in range(n_walks)])
+    masks = of_masks.random((n_walks, len(codes))) < 0.5
+    seeds = of_seeds.integers(0, 2**63 - 1, size=n_walks, dtype=np.int64)
     masks[:, members] = False
     full = masks.copy()
     full[:, members] = True

@@ -82,6 +82,12 @@ class _Marginals(Estimated):
             self._gap = max(self._gap, abs(float(np.diff(ends).mean() - mean.sum())))
             if of.normalise:
                 accuracy = table.utilities[0, of_class].sum() / len(of_class)
+                if np.isnan(accuracy):
+                    raise ProponentError(
+                        "The training on all instances failed, so that the values cannot be scaled "
+                        "to its accuracy; set normalise=False. It failed with: "
+                        f"{table.failures.get(table.n, 'a utility that is not finite')}"
+                    )
                 scale = _scale(mean, float(accuracy))
                 if scale is None:
                     unscaled.append(walk.code)
@@ -128,18 +134,7 @@ def _mean(marginals: Values) -> tuple[Values, Values]:
 
 
 def _scale(values: Values, accuracy: float) -> float | None:
-    """Return the factor by which values sum to the accuracy; None where it is not positive.
-
-    Raises
-    ------
-    ProponentError
-        If the accuracy is not known.
-    """
-    if np.isnan(accuracy):
-        raise ProponentError(
-            "The training on all instances failed, so that the values cannot be scaled to its "
-            "accuracy; set normalise=False."
-        )
+    """Return the factor by which values sum to the accuracy; None where it is not positive."""
     total = float(values.sum())
     if accuracy <= 0 or total <= ROUNDING * float(np.abs(values).sum()):
         return None

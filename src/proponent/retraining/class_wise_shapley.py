@@ -17,13 +17,15 @@ from proponent.exceptions import InvalidInputError, MethodCapabilityError
 from proponent.influence import Influence
 from proponent.method import InfluenceMethod
 from proponent.models.labels import Classes, labels_of
+from proponent.retraining.asked import Asked
 from proponent.retraining.class_walks import ClassWalks, utility_of_class, walk_class
 from proponent.retraining.class_wise_marginals import ClassWiseMarginals
 from proponent.retraining.coalitions import Coalitions, Design, Estimator, Table, join
 from proponent.retraining.designs import Permutations
 from proponent.retraining.game import CooperativeGame
-from proponent.retraining.method import Asked, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
 from proponent.retraining.repeats import expectation, reseeded
+from proponent.retraining.settings import Settings
 from proponent.retraining.submodels import Submodels
 from proponent.retraining.utility import Accuracy, Utility, utility_of
 
@@ -115,6 +117,7 @@ class ClassWiseShapley(SubmodelMethod):
         any_model=True,
         original_sign="the same, in accuracy",
     )
+    explains_unscored = True
     _classes: Classes
     _codes: NDArray[np.intp]  # the class of each training instance
     _walks: Sequence[ClassWalks]
@@ -257,8 +260,8 @@ class ClassWiseShapley(SubmodelMethod):
         self._classes = Classes.of(labels)
         self._codes = self._classes.positions(labels, "train")
         test_codes = self._codes if test is None else self._test_codes(test)
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, 0xC5]))
-        seed = rng.integers(0, 2**63 - 1, size=1, dtype=np.int64)
+        of_whole = np.random.default_rng(np.random.SeedSequence([self.seed, 0xC5]))
+        seed = of_whole.integers(0, 2**63 - 1, size=1, dtype=np.int64)
         parts, walks, rows = [Coalitions(np.ones((1, n), np.bool_), seed)], [], 1
         for code in np.unique(test_codes).tolist():
 
@@ -270,7 +273,7 @@ class ClassWiseShapley(SubmodelMethod):
                 code,
                 self._codes,
                 n_walks,
-                rng,
+                np.random.default_rng(np.random.SeedSequence([self.seed, 0xC5, code])),
                 first_row=rows,
                 tolerance=self.tolerance,
                 worth=worth if self.tolerance else None,
@@ -290,7 +293,8 @@ class ClassWiseShapley(SubmodelMethod):
     def _estimated(self, instances: Instances, coalitions: Coalitions) -> Asked:
         codes = self._test_codes(instances)
         # With the rows of failed trainings: a step is found by its row.
-        table = Table(coalitions, self._utilities(instances, coalitions))
+        utilities = self._utilities(instances, coalitions)
+        table = Table(coalitions, utilities, failures=self._failures(coalitions))
         return Asked(self._estimator_for(codes).on(table), table)
 
     def _estimator_for(self, test_codes: NDArray[np.intp]) -> ClassWiseMarginals:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from proponent.exceptions import InvalidInputError
+
 Values = NDArray[np.float64]
 
 
@@ -105,11 +107,14 @@ class Table:
         Finite; larger is better.
     noticed : dict
         What there is to say about the measuring, as JSON knows it.
+    failures : dict
+        Of each size of which submodels failed, why the first one did.
     """
 
     coalitions: Coalitions
     utilities: Values
     noticed: dict[str, Any] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -129,12 +134,25 @@ class Table:
         """Return the table of some of the tests."""
         return replace(self, utilities=self.utilities[:, columns])
 
-    def mean_of(self, size: int) -> Values:
-        """Return the mean utility of the coalitions of a size, ``(T,)``; NaN without any."""
-        rows = self.coalitions.sizes == size
-        if not rows.any():
-            return np.full(self.n_tests, np.nan)
-        return np.asarray(self.utilities[rows].mean(axis=0))
+    def end(self, size: int) -> NDArray[np.intp]:
+        """Return the rows of nobody (the size 0) or of everybody (n).
+
+        Raises
+        ------
+        InvalidInputError
+            If there is none; the message says why.
+        """
+        rows = np.flatnonzero(self.coalitions.sizes == size)
+        if len(rows):
+            return rows
+        if size in self.failures:
+            why = f"its training failed: {self.failures[size]}"
+        else:
+            why = "the design left it out"
+        raise InvalidInputError(
+            f"The coalition of {'all players' if size else 'no player'} has no utility, and the "
+            f"values depend on it: {why}."
+        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from proponent.retraining.checks import check_fraction
 from proponent.retraining.coalitions import Design, Estimator, Table
 from proponent.retraining.designs import Ratios
 from proponent.retraining.estimators.in_out import InOutMeans
-from proponent.retraining.method import NEEDS, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
+from proponent.retraining.settings import NEEDS, Settings
 from proponent.retraining.utility import Utility
 
 if TYPE_CHECKING:
@@ -165,7 +166,11 @@ class ConsistencyScore(SubmodelMethod):
             As in :meth:`profile`.
         """
         profile = self.profile(test, ids=ids)
-        errors = np.sqrt((profile.std_errors**2).sum(axis=1)) / len(profile.ratios)
+        # Ratios that make the same size, of a small training set, share their models.
+        _, where = np.unique(self._sizes(len(self.train_)), return_inverse=True)
+        sums = np.zeros((len(profile.ids), int(where.max()) + 1))
+        np.add.at(sums.T, where, profile.std_errors.T)
+        errors = np.sqrt((sums**2).sum(axis=1)) / len(profile.ratios)
         return Influence(
             profile.values.mean(axis=1),
             train_ids=profile.ids,

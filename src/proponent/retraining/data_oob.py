@@ -25,7 +25,8 @@ from proponent.retraining.coalitions import (
 )
 from proponent.retraining.designs import Bootstrap
 from proponent.retraining.game import CooperativeGame
-from proponent.retraining.method import Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
+from proponent.retraining.settings import Settings
 from proponent.retraining.submodels import Submodels
 from proponent.retraining.utility import Utility
 
@@ -112,6 +113,8 @@ class DataOOB(SubmodelMethod):
         original_sign="the same, high where an instance is predicted with ease",
     )
 
+    explains_unscored = True
+
     def __init__(  # type: ignore[misc]  # a default of its own for one of the settings
         self,
         n_models: int = 1000,
@@ -192,7 +195,14 @@ class DataOOB(SubmodelMethod):
     @override
     def _measured(self, instances: Instances | None, coalitions: Coalitions) -> Table:
         table = super()._measured(instances, coalitions)
-        return OnThemselves(table.coalitions, table.utilities, table.noticed)
+        of = self._given_test if instances is None else instances
+        if of is not None and table.n_tests != len(of):
+            raise InvalidInputError(
+                f"utility: DataOOB scores each training instance by what models make of it, and "
+                f"{self._utility.name} returns one number for all {len(of)}; let it return one for "
+                f"each."
+            )
+        return OnThemselves(table.coalitions, table.utilities, table.noticed, table.failures)
 
     @staticmethod
     def _values(table: Table, rows: range) -> tuple[Values, Values, NDArray[np.int64]]:

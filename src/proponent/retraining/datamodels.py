@@ -25,7 +25,8 @@ from proponent.retraining.estimators.datamodel_fits import (
     RidgeFit,
 )
 from proponent.retraining.estimators.linear_fit import LinearFit
-from proponent.retraining.method import NEEDS, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
+from proponent.retraining.settings import NEEDS, Settings
 from proponent.retraining.utility import Margin, Risk, Utility
 
 if TYPE_CHECKING:

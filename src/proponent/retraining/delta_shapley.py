@@ -10,6 +10,7 @@ from typing_extensions import override
 from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError
+from proponent.retraining.asked import Asked
 from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.designs import Exhaustive
 from proponent.retraining.designs.chosen_sizes import ChosenSizes, often
@@ -18,9 +19,9 @@ from proponent.retraining.estimators.exhaustive import ExactSemivalue
 from proponent.retraining.estimators.flip_marginals import FlipMarginals
 from proponent.retraining.estimators.size_regression import SizeRegression
 from proponent.retraining.estimators.stratified_means import StratifiedMeans
-from proponent.retraining.method import NEEDS, Asked, Settings
 from proponent.retraining.semivalue_method import SemivalueMethod
 from proponent.retraining.semivalues import Semivalue, SizeWeights
+from proponent.retraining.settings import NEEDS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,11 +10,14 @@ from typing_extensions import override
 from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError
+from proponent.retraining.asked import Asked
 from proponent.retraining.checks import check_choice, check_fraction
 from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.designs import Balanced, Bernoulli, TwoSizes, UniformSize
 from proponent.retraining.estimators.in_out import InOutMeans
-from proponent.retraining.method import NEEDS, Asked, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
+from proponent.retraining.settings import NEEDS, Settings
+from proponent.retraining.utility import Accuracy
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -137,7 +140,8 @@ class Downsampling(SubmodelMethod):
     def _diagnostics(self, query: Asked | None) -> dict[str, Any]:
         n, models = len(self.train_), len(self._coalitions)
         noticed = super()._diagnostics(query)
-        if self.sampling == "two_sizes" and self.utility == "accuracy":
+        models -= noticed.get("failed", 0)  # as many as there are utilities of
+        if self.sampling == "two_sizes" and self._utility == Accuracy():
             noticed["mean_squared_error_bound"] = error_bound(models, self._subset_size(n) / n)
         return noticed
 

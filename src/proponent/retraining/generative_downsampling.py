@@ -15,7 +15,8 @@ from proponent.retraining.checks import check_choice
 from proponent.retraining.coalitions import Design, Estimate, Estimated, Estimator, Table
 from proponent.retraining.designs import KFold
 from proponent.retraining.estimators.in_out import InOutMeans
-from proponent.retraining.method import Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
+from proponent.retraining.settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -129,7 +130,7 @@ class LogMeanExp(Estimator):
     """Log mean density with a player, less that without; standard errors over blocks.
 
     The standard error is the jackknife's, which leaves out one block (a split into folds) at a
-    time.
+    time. It is NaN for a player who is then in all of the others, or in none.
     """
 
     linear: ClassVar[bool] = False
@@ -156,7 +157,8 @@ class _Densities(Estimated):
         masks = self._table.coalitions.masks[:, rows.start : rows.stop]
         values = self._difference(masks, np.ones(len(masks), dtype=np.bool_))
         kept = [self._difference(masks, ~block) for block in self._blocks]
-        if len(kept) < 2 or np.isnan(kept).any():
+        # Without an error where one block alone has a player in, or out.
+        if len(kept) < 2 or np.isnan(kept).any(axis=0).all():
             return Estimate(values, None)
         spread = np.var(kept, axis=0) * (len(kept) - 1)
         return Estimate(values, np.sqrt(spread))

@@ -20,6 +20,7 @@ from proponent.exceptions import InvalidInputError, NonFiniteError, ProponentErr
 from proponent.method import InfluenceMethod
 from proponent.models.learner import Fitted, Prepared
 from proponent.progress import progress
+from proponent.retraining.checks import check_seed
 from proponent.retraining.utility import Utility, utility_of
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class GradientShapley(InfluenceMethod):
     )
     _trainer: TorchTrainer
     _given: tuple[Instances, Marginals] | None
+    _left_out: int  # passes that diverged on training instances, at most
 
     def __init__(
         self,
@@ -159,6 +161,7 @@ class GradientShapley(InfluenceMethod):
             raise self._wrong_kind(model)
         self._utility = utility_of(self.utility)
         as_count(self.n_permutations, "n_permutations")
+        check_seed(self.seed)
         rate = self._checked_rate()
         self.train_ = Instances.of(train, ids=ids, role="train")
         tests = None if test is None else super()._tests(test, None)
@@ -205,19 +208,21 @@ class GradientShapley(InfluenceMethod):
 
     @override
     def _self_scores(self, rows: range) -> Values:
-        scores = np.empty(len(rows))
+        scores, left_out = np.empty(len(rows)), 0
         for start in range(0, len(rows), BLOCK):
             positions = np.arange(rows.start, rows.stop)[start : start + BLOCK]
-            mean = self._marginals(self.train_.select(positions)).mean
-            scores[start : start + BLOCK] = mean[positions, np.arange(len(positions))]
+            found = self._marginals(self.train_.select(positions))
+            scores[start : start + BLOCK] = found.mean[positions, np.arange(len(positions))]
+            left_out = max(left_out, found.left_out)
+        self._left_out = left_out
         return scores
 
     @override
     def _diagnostics(self, query: Marginals | None) -> dict[str, Any]:
         noticed: dict[str, Any] = {"learning_rate": self.learning_rate_}
-        if query is not None:
-            noticed |= {"permutations": query.used, "diverged": query.left_out}
-        return noticed
+        left_out = self._left_out if query is None else query.left_out
+        used = as_count(self.n_permutations, "n_permutations") - left_out
+        return noticed | {"permutations": used, "diverged": left_out}
 
     # The passes
 
@@ -327,7 +332,7 @@ class GradientShapley(InfluenceMethod):
         rate = self.learning_rate
         if rate == "auto":
             return None
-        number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+        number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
         if not number or not 0 <= rate < np.inf:
             raise InvalidInputError(
                 f"learning_rate: expected 'auto' or a number of at least 0; got {rate!r}."

@@ -13,9 +13,9 @@ from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.estimators.exhaustive import ExactSemivalue
 from proponent.retraining.estimators.group_testing import GroupTestingMeans
 from proponent.retraining.estimators.kernel_shap import KernelShap
-from proponent.retraining.method import NEEDS, Settings
 from proponent.retraining.semivalue_method import SemivalueMethod
 from proponent.retraining.semivalues import Semivalue, ShapleyWeights
+from proponent.retraining.settings import NEEDS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

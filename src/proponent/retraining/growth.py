@@ -10,8 +10,10 @@ import numpy as np
 from proponent.exceptions import InvalidInputError
 from proponent.retraining.coalitions import Coalitions, Design, Estimator, Table, join
 from proponent.retraining.stopping import State, StoppingRule
+from proponent.retraining.submodels import AllFailedError
 
-LEAST = 64  # coalitions between two looks
+FIRST = 16  # coalitions before the first look; after it a look when there are twice as many
+LEAST = 64  # coalitions between two looks once there are so many
 PORTION = 4  # a look after each quarter more, so that looking stays cheap beside training
 
 
@@ -44,21 +46,36 @@ def grow(
     total = design.total(n)
     parts: list[Coalitions] = []
     tables: list[Table] = []
+    failure: AllFailedError | None = None
+    failed = 0  # batches of which every training failed
     size = int(min(size, stop.most, size if total is None else total))
     while state.n_models < size:
-        end = state.n_models + max(LEAST, state.n_models // PORTION)
-        # A short batch at the end is added to the last: all of a few may fail, and none of many.
-        end = size if size - end < LEAST else end
+        more = more_than(state.n_models)
+        # A short batch at the end is added to the last.
+        end = size if size - state.n_models < 2 * more else state.n_models + more
         parts.append(design.draw(n, state.n_models, end, seed))
-        train(parts[-1])
         state.n_models += len(parts[-1])
+        try:
+            train(parts[-1])
+            table = measure(parts[-1]).total() if measure is not None else None
+        except AllFailedError as error:  # all of a few may fail, and not all of many
+            failed, failure, table = failed + 1, error, None
         state.seconds = time.monotonic() - began
-        if measure is not None:
-            tables.append(measure(parts[-1]).total())
+        if table is not None:
+            tables.append(table)
             _look(state, estimator, tables, n)
         if stop.done(state):
             break
+    if failed == len(parts) and failure is not None:
+        raise failure
     return join(parts)
+
+
+def more_than(n_models: int) -> int:
+    """Return after how many more coalitions than these to look again."""
+    if n_models < LEAST:
+        return max(FIRST, n_models)
+    return max(LEAST, n_models // PORTION)
 
 
 def _look(state: State, estimator: Estimator, tables: list[Table], n: int) -> None:

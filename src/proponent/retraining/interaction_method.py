@@ -23,8 +23,9 @@ from proponent.retraining.estimators.interactions import (
     Index,
     every_group,
 )
-from proponent.retraining.method import Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
 from proponent.retraining.semivalue_method import MOST_EXACT
+from proponent.retraining.settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -9,13 +9,15 @@ from typing_extensions import override
 from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.influence import Influence
+from proponent.retraining.asked import Asked
 from proponent.retraining.checks import check_choice
 from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.designs import Bernoulli, Exhaustive, PairedComplements
 from proponent.retraining.designs.ends import WithEnds
 from proponent.retraining.estimators.least_core import LeastCoreValues
-from proponent.retraining.method import NEEDS, Asked, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
 from proponent.retraining.semivalue_method import MOST_EXACT
+from proponent.retraining.settings import NEEDS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

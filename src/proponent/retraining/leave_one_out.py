@@ -16,12 +16,14 @@ from proponent.data import Instances
 from proponent.exceptions import MethodCapabilityError
 from proponent.influence import Influence
 from proponent.models.learner import Learner
+from proponent.retraining.asked import Asked
 from proponent.retraining.checks import check_choice
 from proponent.retraining.closed_forms import ClosedForm, closed_form_of
 from proponent.retraining.coalitions import Design, Estimate, Estimated, Estimator
 from proponent.retraining.deletions import Deletions, deletions_of
 from proponent.retraining.designs import LeaveOneOutDesign
-from proponent.retraining.method import NEEDS, Asked, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
+from proponent.retraining.settings import NEEDS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

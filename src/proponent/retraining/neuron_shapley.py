@@ -14,10 +14,10 @@ from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, MethodCapabilityError
 from proponent.models.torch import TorchModel
 from proponent.retraining.coalitions import Coalitions
-from proponent.retraining.method import Settings
 from proponent.retraining.neuron_game import Layer, NeuronGame, measured_layers
 from proponent.retraining.semivalue_method import Sampled, SemivalueMethod
 from proponent.retraining.semivalues import Semivalue, ShapleyWeights
+from proponent.retraining.settings import HOW, NO_USE, Settings, refuse_ignored
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -134,6 +134,7 @@ class NeuronShapley(SemivalueMethod):
                 raise InvalidInputError(f"{name}: the players are units, with names of their own.")
         if self.utility != "risk":
             raise InvalidInputError(f"utility: units are scored by the risk; got {self.utility!r}.")
+        refuse_ignored(self, dict.fromkeys(("empty", *HOW), NO_USE), "a trained network has")
         if train is None:
             raise InvalidInputError("train: pass a reference set, fit(model, (X, y)).")
         reference = Instances.of(train)
@@ -150,6 +151,10 @@ class NeuronShapley(SemivalueMethod):
         self._given_test = None if test is None else self._tests(test, None)
         self._train()
         return self
+
+    @override
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in super()._settings().items() if name != "empty"}
 
     @override
     def _semivalue(self) -> Semivalue:

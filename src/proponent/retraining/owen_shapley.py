@@ -9,6 +9,7 @@ from typing_extensions import override
 from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError
+from proponent.retraining.asked import Asked
 from proponent.retraining.checks import check_choice
 from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.designs import Exhaustive
@@ -17,9 +18,9 @@ from proponent.retraining.designs.owen import OwenNodes
 from proponent.retraining.estimators.exhaustive import ExactSemivalue
 from proponent.retraining.estimators.flip_marginals import FlipMarginals
 from proponent.retraining.estimators.owen import OwenMeans, Rule, gauss_legendre, trapezoid
-from proponent.retraining.method import NEEDS, Asked, Settings
 from proponent.retraining.semivalue_method import SemivalueMethod
 from proponent.retraining.semivalues import Semivalue, ShapleyWeights
+from proponent.retraining.settings import NEEDS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

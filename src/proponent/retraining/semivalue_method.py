@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from typing_extensions import override
 
 from proponent._results.checks import as_count
+from proponent.retraining.asked import Asked
 from proponent.retraining.checks import check_choice
 from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.designs import Exhaustive, Permutations, SizeStratified
@@ -15,8 +16,9 @@ from proponent.retraining.estimators.exhaustive import ExactSemivalue
 from proponent.retraining.estimators.permutations import PermutationMarginals
 from proponent.retraining.estimators.size_regression import SizeRegression
 from proponent.retraining.estimators.stratified_means import StratifiedMeans
-from proponent.retraining.method import Asked, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
 from proponent.retraining.semivalues import Semivalue
+from proponent.retraining.settings import Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,8 +91,10 @@ class SemivalueMethod(SubmodelMethod):
 
     @override
     def _size(self, n: int) -> int:
-        models = as_count(self.n_models, "n_models")
-        return 2**n if self._chosen(n) == "exact" else models
+        models, chosen = as_count(self.n_models, "n_models"), self._chosen(n)
+        if chosen in ("permutations", "antithetic") and models > n > 1:
+            return 2 + (models - 2) // (n - 1) * (n - 1)  # an order that is cut counts for nothing
+        return 2**n if chosen == "exact" else models
 
     @override
     def _estimator(self, n: int) -> Estimator:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing_extensions import override
 
 from proponent.card import MethodCard
-from proponent.retraining.method import NEEDS
 from proponent.retraining.semivalue_method import SemivalueMethod
 from proponent.retraining.semivalues import Semivalue, ShapleyWeights
+from proponent.retraining.settings import NEEDS
 
 
 class Shapley(SemivalueMethod):

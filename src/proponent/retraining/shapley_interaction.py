@@ -9,7 +9,7 @@ from proponent.retraining.coalitions import Design, Estimator
 from proponent.retraining.designs.derivatives import Derivatives, whole_samples
 from proponent.retraining.estimators.interactions import Index, SampledInteractions, ShapleyIndex
 from proponent.retraining.interaction_method import InteractionMethod
-from proponent.retraining.method import NEEDS
+from proponent.retraining.settings import NEEDS
 
 
 class ShapleyInteraction(InteractionMethod):

@@ -14,7 +14,7 @@ from proponent.retraining.estimators.interactions import (
     TaylorIndex,
 )
 from proponent.retraining.interaction_method import InteractionMethod
-from proponent.retraining.method import NEEDS
+from proponent.retraining.settings import NEEDS
 
 
 class ShapleyTaylor(InteractionMethod):

@@ -129,15 +129,17 @@ class Submodels:
             raise InvalidInputError(f"memory: expected a number of bytes; got {memory!r}.")
         self.learner: Learner = as_learner(learner)
         self.train = Instances.of(train, ids=ids)
+        self.path = None if path is None else Path(path)
+        self.memory = memory
+        self.empty = check_empty(empty)
         self.n_jobs = n_jobs
         self.progress = progress
-        self._empty = check_empty(empty)
         self._players = Players(self.train, groups)
         self._trainer: Trainer = self.learner.bind(self.train)
         self._store: Store | None = None
-        if path is not None:
+        if self.path is not None:
             content = self.train.content_hash()
-            self._store = Store(Path(path), content, self.learner.recipe(), len(self.train))
+            self._store = Store(self.path, content, self.learner.recipe(), len(self.train))
         self._held = Held(self._trainer, memory, self._store)
         self._training = Training(self._trainer, self._held, n_jobs, progress)
         self._measurements = Measurements(self._trainer, self._store, memory)
@@ -173,6 +175,16 @@ class Submodels:
     def seeded(self) -> bool:
         """Whether the seed of a training changes the submodel."""
         return self._trainer.seeded
+
+    def check(self, utility: Utility) -> None:
+        """Refuse a utility that the submodels would not have, before they are trained.
+
+        Raises
+        ------
+        MethodCapabilityError
+            If it is made of what they do not predict.
+        """
+        utility.check(self._trainer)
 
     def fit(self, masks: Any, seeds: Any) -> TrainingReport:
         """Train the submodels that are missing, and keep them while they fit the memory.
@@ -255,6 +267,18 @@ class Submodels:
             _raise_if_all(request, results.failures)
         return self._table(request, measurement)
 
+    def failures(self, masks: Any, seeds: Any) -> dict[int, str]:
+        """Return which of some submodels have failed so far, by row, and why.
+
+        Parameters
+        ----------
+        masks, seeds : ndarray of shape (K, n) and (K,)
+            As in :meth:`fit`.
+        """
+        reasons = {**self._measurements.failures(), **self._held.failures}
+        keys = self._requested(masks, seeds).keys if reasons else []
+        return {row: reasons[key] for row, key in enumerate(keys) if key in reasons}
+
     def report(self) -> dict[str, Any]:
         """Return what was done since the beginning, as JSON knows it.
 
@@ -293,14 +317,18 @@ class Submodels:
         rows = measurement.results.take(request.keys)
         if not request.empty.any():
             return rows
-        empty = measurement.empty(self._empty)
+        empty = measurement.empty(self.empty)
         if measurement.results.width is None:
             rows = np.full((len(request.keys), len(empty)), np.nan)
         rows[request.empty] = empty
         return rows
 
 
+class AllFailedError(ProponentError):
+    """Not one of the submodels that were asked for could be trained and measured."""
+
+
 def _raise_if_all(request: Request, failures: Mapping[bytes, str]) -> None:
     if request.rows and all(key in failures for key in request.rows):
         first = failures[next(iter(request.rows))]
-        raise ProponentError(f"all {len(request.rows)} submodels failed, the first with: {first}")
+        raise AllFailedError(f"all {len(request.rows)} submodels failed, the first with: {first}")

@@ -14,6 +14,7 @@ from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, ProponentError
+from proponent.retraining.asked import Asked
 from proponent.retraining.checks import check_choice
 from proponent.retraining.coalitions import (
     Coalitions,
@@ -25,7 +26,8 @@ from proponent.retraining.coalitions import (
     join,
 )
 from proponent.retraining.designs import Permutations
-from proponent.retraining.method import NEEDS, Asked, Settings, SubmodelMethod
+from proponent.retraining.method import SubmodelMethod
+from proponent.retraining.settings import NEEDS, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -160,7 +162,8 @@ class TMCShapley(SubmodelMethod):
         ends = Coalitions(np.stack([np.zeros(n, np.bool_), np.ones(n, np.bool_)]), seeds[0, :2])
         utility = self._mean_utility(ends)
         if not np.isfinite(utility).all():
-            raise ProponentError("The training on all instances, or on none, failed.")
+            reason = next(iter(self._failures(ends).values()), "its utility is not finite")
+            raise ProponentError(f"The training on all instances, or on none, failed: {reason}.")
         parts = [ends]
         rows = np.full((size, n + 1), -1, dtype=np.intp)
         rows[:, 0], rows[:, n] = 0, 1
@@ -214,7 +217,8 @@ class TMCShapley(SubmodelMethod):
     @override
     def _measured(self, instances: Instances | None, coalitions: Coalitions) -> Table:
         # With the rows of failed trainings: a step is found by its row.
-        return Table(coalitions, self._utilities(instances, coalitions))
+        utilities = self._utilities(instances, coalitions)
+        return Table(coalitions, utilities, failures=self._failures(coalitions))
 
     @override
     def _diagnostics(self, query: Asked | None) -> dict[str, Any]:
@@ -290,7 +294,8 @@ class _Marginals(Estimated):
             mean += change / used
             squares += change * (found - mean)
         if not used:
-            raise ProponentError("Every order has a training that failed.")
+            first = next(iter(table.failures.values()), "a utility that is not finite")
+            raise ProponentError(f"Every order has a training that failed, the first with: {first}")
         self._values = mean.T
         self._errors = np.sqrt(squares / (used * (used - 1))).T if used > 1 else None
         whole = utilities[1] - utilities[0]

@@ -147,7 +147,7 @@ class Training:
                 keys, batch = self._under_way.pop(index)
                 if isinstance(done, Done):
                     yield keys, batch, done
-                elif len(keys) > 1 and self._serial:
+                elif len(keys) > 1 and (self._serial or isinstance(batch, ToTrain)):
                     apart += _one_by_one(keys, batch)
                 else:
                     yield keys, batch, _dead(done, len(keys))
@@ -166,7 +166,7 @@ def _one_by_one(keys: Sequence[bytes], batch: ToTrain | Trained) -> list[Batch]:
 
 
 def _part(batch: ToTrain | Trained, start: int, stop: int) -> ToTrain | Trained:
-    """Return some of the submodels of a batch that are a list."""
+    """Return some of the submodels of a batch, which are a list if they are trained."""
     some = slice(start, stop)
     if isinstance(batch, ToTrain):
         return ToTrain(batch.counts[some], batch.seeds[some], batch.keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,19 @@ from proponent.models.learner import Fitted, Prepared, Trainer
 
 Values = NDArray[np.float64]
 
+SMOOTHING = 1e-3  # of probabilities, as for the risk of a classifier
+
 
 class Utility(ABC):
-    """What submodels are worth on test instances; utilities that are equal compare equal."""
+    """What submodels are worth on test instances; utilities that are equal compare equal.
+
+    Attributes
+    ----------
+    of_classes : bool
+        Whether it is made of the outputs of a classifier.
+    """
+
+    of_classes: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -49,6 +59,17 @@ class Utility(ABC):
         """Return the number of columns T; None where it is not known before the first row."""
         return len(test)
 
+    def check(self, trainer: Trainer) -> None:
+        """Refuse a trainer whose models have not what the utility is made from.
+
+        Raises
+        ------
+        MethodCapabilityError
+            If they have not.
+        """
+        if self.of_classes:
+            _check_classes(self.name, trainer)
+
 
 @dataclass(frozen=True)
 class Risk(Utility):
@@ -70,6 +91,8 @@ class Accuracy(Utility):
 
     Of classes that are level, the first counts.
     """
+
+    of_classes: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -96,11 +119,12 @@ class Margin(Utility):
     ----------
     smoothing : float
         Probabilities become ``(1 - smoothing) p + smoothing / C`` first, so that the margin of a
-        model that gives a class no chance at all (a tree, a forest) is finite. Logits are taken
-        as they are.
+        model that gives a class no chance at all (a tree, a forest, or one whose subset lacks the
+        class) is finite. Logits are taken as they are.
     """
 
-    smoothing: float = 0.0
+    of_classes: ClassVar[bool] = True
+    smoothing: float = SMOOTHING
 
     def __post_init__(self) -> None:
         """Check the smoothing."""
@@ -240,10 +264,17 @@ def _classes(
     name: str, trainer: Trainer, fitted: Fitted, test: Prepared
 ) -> tuple[Values, NDArray[Any]]:
     """Return the outputs for every class, ``(K, T, C)``, and the position of each label."""
-    if trainer.output not in ("probabilities", "logits") or test.targets is None:
+    _check_classes(name, trainer)
+    if test.targets is None:
+        raise InvalidInputError(f"utility={name!r} needs the labels of the test instances.")
+    return np.asarray(trainer.outputs(fitted, test), np.float64), test.targets
+
+
+def _check_classes(name: str, trainer: Trainer) -> None:
+    if trainer.output not in ("probabilities", "logits"):
         found = "predicts numbers" if trainer.output == "values" else "has no predictions"
+        plain, _, _ = name.partition("(")
         raise MethodCapabilityError(
-            f"utility={name!r} needs a classifier; this model {found}. Use utility='risk'"
+            f"utility={plain!r} needs a classifier; this model {found}. Use utility='risk'"
             + (", or a function of (outputs, targets)." if trainer.output else ".")
         )
-    return np.asarray(trainer.outputs(fitted, test), np.float64), test.targets

@@ -14,6 +14,7 @@ from proponent.retraining.designs.sizes import (
     TwoSizes,
     UniformSize,
 )
+from proponent.retraining.designs.weighed_sizes import WeighedSizes
 
 __all__ = [
     "AMEGrid",
@@ -30,4 +31,5 @@ __all__ = [
     "SizeStratified",
     "TwoSizes",
     "UniformSize",
+    "WeighedSizes",
 ]

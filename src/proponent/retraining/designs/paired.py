@@ -40,5 +40,9 @@ class PairedComplements(Design):
         pairs = numbers // 2
         first = start // 2
         drawn = self.design.draw(n, first, -(-stop // 2), seed)
-        masks = drawn.masks[pairs - first] ^ (numbers % 2 == 1)[:, None]
-        return Coalitions(masks, fresh_seeds(seed, self.name, start, stop), blocks=pairs)
+        second = numbers % 2 == 1
+        masks = drawn.masks[pairs - first] ^ second[:, None]
+        chances = drawn.chances
+        if chances is not None:
+            chances = np.where(second, 1 - chances[pairs - first], chances[pairs - first])
+        return Coalitions(masks, fresh_seeds(seed, self.name, start, stop), chances, pairs)

@@ -109,6 +109,8 @@ class Ratios(OfSizes):
 
     @override
     def _sizes(self, n: int, start: int, stop: int, seed: int) -> Sizes:
+        if not self.sizes:
+            raise InvalidInputError("sizes: give at least one size of a coalition.")
         for size in self.sizes:
             _check_size(size, n)
         return np.asarray(self.sizes)[np.arange(start, stop) % len(self.sizes)]

@@ -86,6 +86,13 @@ class Sizes:
             found[rows] = left / (1 - np.square(line).sum(axis=1))[:, None]
         return found
 
+    def means(self, columns: Values) -> Values:
+        """Return for each row the mean over the rows of its bin, ``(K, T)``; 0 without a size."""
+        found = np.zeros_like(columns)
+        for rows in self.bins:
+            found[rows] = columns[rows].mean(axis=0)
+        return found
+
 
 def _edges(counts: NDArray[np.int64], rows_a_bin: int) -> list[tuple[int, int]]:
     """Return the first and last size of each bin."""
@@ -149,12 +156,9 @@ def common_part(table: Table, semivalue: Semivalue, sizes: Sizes) -> tuple[Value
     n, counts = sizes.n, sizes.counts
     law = semivalue.sizes(n)
     weights = np.append(0.0, law) - np.append(law, 0.0)
-    for size, what in ((0, "no player"), (n, "all players")):
-        if abs(weights[size]) > 1e-12 and not counts[size]:
-            raise InvalidInputError(
-                f"The coalition of {what} has no utility, and the values depend on it: its "
-                f"training failed, or the design left it out."
-            )
+    for size in (0, n):
+        if abs(weights[size]) > 1e-12:
+            table.end(size)
     present = np.flatnonzero(counts)
     # Interpolation is linear in the means, so the weights of missing sizes move to neighbours.
     places = np.interp(np.arange(n + 1), present, np.arange(len(present)))

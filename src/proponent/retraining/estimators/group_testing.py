@@ -32,13 +32,8 @@ def ends(table: Table) -> tuple[Values, Values]:
     InvalidInputError
         If one of them is missing.
     """
-    found = table.mean_of(0), table.mean_of(table.n)
-    for utility, what in zip(found, ("without any player", "of all players"), strict=True):
-        if np.isnan(utility).any():
-            raise InvalidInputError(
-                f"The coalition {what} is needed, and it was not evaluated, or failed."
-            )
-    return found
+    nobody, everybody = (table.utilities[table.end(size)].mean(axis=0) for size in (0, table.n))
+    return nobody, everybody
 
 
 class GroupTestingMeans(Estimator):

@@ -151,5 +151,6 @@ def end_marginals(table: Table) -> Values:
     ones, others = np.flatnonzero(sizes == 1), np.flatnonzero(sizes == n - 1)
     alone[masks[ones].argmax(axis=1)] = table.utilities[ones]
     without[(~masks[others].astype(bool)).argmax(axis=1)] = table.utilities[others]
-    found = (alone - table.mean_of(0)) + (table.mean_of(n) - without)
+    nobody, everybody = (table.utilities[table.end(size)].mean(axis=0) for size in (0, n))
+    found = (alone - nobody) + (everybody - without)
     return np.asarray(found.T)

@@ -14,6 +14,8 @@ from proponent.retraining.semivalues import Semivalue
 
 Values = NDArray[np.float64]
 
+NAMED = 5  # sizes that a message names
+NEGLIGIBLE = 1e-12  # what the sizes may weigh that no step is known of
 POOLED = 3  # orders' worth of the variance of all players that the variance of each takes in
 
 
@@ -25,9 +27,12 @@ class PermutationMarginals(Estimator):
         \phi_i = E_\pi \left[ n\, p_{k}\, \bigl( v(S_\pi^i \cup i) - v(S_\pi^i) \bigr) \right],
         \qquad k = |S_\pi^i|
 
-    as the number of players before a player is uniform on ``0 .. n - 1``. A player whose
-    step is missing, in the last order or as a training failed, has fewer terms; one without any
-    gets NaN.
+    as the number of players before a player is uniform on ``0 .. n - 1``. A step counts if both of
+    its coalitions have a utility. Where trainings failed, or an order was not finished, it no
+    longer is uniform, so that a step after k players counts ``1 / c_k`` times, with c_k the steps
+    there are after k players: no size is favoured by those that are missing. Where there is none
+    in any order, the values are means over the others, and a warning says so. A player without a
+    step gets NaN.
 
     Standard errors are over orders, or over pairs of an order and its reverse. The marginals of
     many players are 0 in nearly all orders, and a few orders may show none of the others; so the
@@ -52,38 +57,58 @@ class PermutationMarginals(Estimator):
         Raises
         ------
         InvalidInputError
-            If there is no step from one coalition to the next.
+            If there is no step that counts; or if nobody or everybody has no utility.
         """
         return _Marginals(table, self.semivalue)
 
 
 class _Marginals(Estimated):
     def __init__(self, table: Table, semivalue: Semivalue) -> None:
-        n, coalitions = table.n, table.coalitions
-        weights = semivalue.sizes(n) * n
-        after, before, player = steps(coalitions)
-        if not len(after):
+        n, sizes = table.n, table.coalitions.sizes
+        blocks = _blocks(table.coalitions)
+        after, before, player, orders = steps(table)
+        counts = np.bincount(sizes[before], minlength=n)
+        law = np.where(counts > 0, semivalue.sizes(n), 0.0)
+        if not law.sum() > 0:
+            first = next(iter(table.failures.values()), "")
             raise InvalidInputError(
-                "n_models: no two coalitions differ by one player in an order; use more models."
+                f"n_models: no two coalitions differ by one player in an order; an order takes "
+                f"{n - 1} models of its own."
+                + (f" The first training that failed did with {first}" if first else "")
             )
+        share = np.zeros(n)
+        share[counts > 0] = counts.max() / counts[counts > 0]
+        weights = share[sizes[before]]
         marginals = table.utilities[after] - table.utilities[before]
-        marginals *= weights[coalitions.sizes[before], None]
-        blocks = np.maximum(_blocks(coalitions)[after], _blocks(coalitions)[before])
-        # The mean of each player in each block first: blocks are independent, steps in one not.
-        keys, where = np.unique(blocks * n + player, return_inverse=True)
+        marginals *= (law / law.sum() * np.count_nonzero(counts))[sizes[before], None]
+        # The sum of each player in each block first: blocks are independent, steps in one not.
+        keys, where = np.unique(
+            np.maximum(blocks[after], blocks[before]) * n + player, return_inverse=True
+        )
         sums = np.zeros((len(keys), table.n_tests))
-        np.add.at(sums, where, marginals)
-        sums /= np.bincount(where)[:, None]
+        np.add.at(sums, where, weights[:, None] * marginals)
+        weight = np.bincount(where, weights)
         owner = keys % n
-        counts = np.bincount(owner, minlength=n)
+        held = np.bincount(owner, minlength=n)
+        total = np.bincount(owner, weight, minlength=n)[:, None]
         mean = np.zeros((n, table.n_tests))
         np.add.at(mean, owner, sums)
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean /= counts[:, None]
-        squares = np.zeros_like(mean)
-        np.add.at(squares, owner, np.square(sums - mean[owner]))
-        errors = _errors(squares, counts[:, None])
-        self._values, self._errors, self._orders = mean.T, errors.T, int(counts.max())
+            mean /= total
+            squares = np.zeros_like(mean)
+            np.add.at(squares, owner, np.square(sums - mean[owner] * weight[:, None]))
+            squares *= np.square(held[:, None] / total)
+        errors = _errors(squares, held[:, None])
+        self._values, self._errors = mean.T, errors.T
+        self._noticed: dict[str, Any] = {"orders": int(held.max())}
+        if len(after) < n * orders:
+            self._noticed["steps_missing"] = n * orders - len(after)
+        if 1 - law.sum() > NEGLIGIBLE:
+            self._noticed["warnings"] = [
+                f"no step is known after {_listed(np.flatnonzero(counts == 0))} players, as a "
+                f"coalition has no utility in every order: the values are means over the other "
+                f"steps, which weigh {law.sum():.3g} of 1"
+            ]
 
     @override
     def players(self, rows: range) -> Estimate:
@@ -93,8 +118,13 @@ class _Marginals(Estimated):
 
     @override
     def noticed(self) -> dict[str, Any]:
-        """Return how many independent orders, or pairs of them, there are."""
-        return {"orders": self._orders}
+        """Return how many independent orders, or pairs, there are, and the steps they lack."""
+        return self._noticed
+
+
+def _listed(sizes: NDArray[np.intp]) -> str:
+    named = ", ".join(map(str, sizes[:NAMED].tolist()))
+    return named + (", ..." if len(sizes) > NAMED else "")
 
 
 def _errors(squares: Values, counts: NDArray[np.int64]) -> Values:
@@ -113,35 +143,36 @@ def _blocks(coalitions: Coalitions) -> NDArray[np.int64]:
     return coalitions.blocks
 
 
-def steps(coalitions: Coalitions) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return the rows after and before each step of the orders, and who steps in, ``(steps,)``.
+def steps(table: Table) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]:
+    """Return the rows after and before each step of the orders, who steps in, and the orders.
 
-    Coalitions come as :class:`Permutations` draws them: nobody and everybody, then the orders one
-    after the other, growing; some may be missing.
+    Parameters
+    ----------
+    table : Table
+        Of coalitions as :class:`Permutations` draws them: nobody and everybody, then the orders
+        one after the other, growing; some may be missing.
+
+    Raises
+    ------
+    InvalidInputError
+        If nobody or everybody is missing, who are in all orders.
     """
-    sizes, n = coalitions.sizes, coalitions.n
-    rows = np.arange(len(coalitions))
+    coalitions = table.coalitions
+    masks, sizes, n = coalitions.masks, coalitions.sizes, coalitions.n
     blocks = _blocks(coalitions)
-    walking = blocks >= 0
-    nobody, everybody = (rows[~walking & (sizes == size)] for size in (0, n))
-    inner = rows[walking]
-    # From one row to the next of the same order: the same players and one more. Where rows are
-    # missing, the next one can be of another order.
+    nobody, everybody = (int(table.end(size)[0]) for size in (0, n))
+    if n == 1:
+        only = np.zeros(1, dtype=np.intp)
+        return only + everybody, only + nobody, only, 1
+    inner = np.flatnonzero(blocks >= 0)
     below, above = inner[:-1], inner[1:]
-    near = (sizes[above] == sizes[below] + 1) & (blocks[above] == blocks[below])
-    below, above = below[near], above[near]
-    nested = ~(coalitions.masks[below] & ~coalitions.masks[above]).any(axis=1)
-    after, before = [above[nested]], [below[nested]]
-    if n == 1 and len(nobody) and len(everybody):
-        after, before = [everybody[:1]], [nobody[:1]]
-    else:
-        first, last = inner[sizes[inner] == 1], inner[sizes[inner] == n - 1]
-        if len(nobody):
-            after.append(first)
-            before.append(np.full(len(first), nobody[0]))
-        if len(everybody):
-            after.append(np.full(len(last), everybody[0]))
-            before.append(last)
-    joined, left = np.concatenate(after), np.concatenate(before)
-    who = (coalitions.masks[joined] != coalitions.masks[left]).argmax(axis=1)
-    return joined, left, who
+    # An order goes on while it grows. Coalitions of an order and of its reverse, which share a
+    # block, are never nested: the one has the first player, the other the last.
+    goes_on = (blocks[above] == blocks[below]) & (sizes[above] > sizes[below])
+    goes_on &= ~(masks[below] & ~masks[above]).any(axis=1)
+    one_more = goes_on & (sizes[above] == sizes[below] + 1)
+    first, last = inner[sizes[inner] == 1], inner[sizes[inner] == n - 1]
+    after = np.concatenate([above[one_more], first, np.full(len(last), everybody)])
+    before = np.concatenate([below[one_more], np.full(len(first), nobody), last])
+    who = (masks[after] != masks[before]).argmax(axis=1)
+    return after, before, who, len(inner) - int(np.count_nonzero(goes_on))

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from proponent.retraining.coalitions import Estimate, Estimated, Estimator, Table
 from proponent.retraining.estimators.by_size import Sizes, common_part, player_weights
+from proponent.retraining.estimators.spread import Spread, effective_coalitions
 from proponent.retraining.semivalues import Semivalue
 
 Values = NDArray[np.float64]
@@ -30,7 +31,8 @@ class SizeRegression(Estimator):
 
     with the function that is fitted without coalition r itself, in closed form. The second term
     makes it unbiased whatever the function; the better the function, the smaller its variance,
-    which the standard error is. As there, a player about whom the coalitions say nothing gets NaN.
+    which is estimated by :class:`~proponent.retraining.estimators.spread.Spread`. As there, a
+    player about whom the coalitions say nothing gets NaN.
 
     **Source** the identity of semivalues with the differences by size, and regression adjustment
     as in Lin, Annals of Applied Statistics 2013.
@@ -65,7 +67,7 @@ class _Regressed(Estimated):
         self._common, common_error = common_part(table, semivalue, sizes)
         explained = total = 0.0
         values = np.zeros((n, table.n_tests))
-        variance = np.zeros((n, table.n_tests))
+        left = np.zeros_like(table.utilities)
         for rows in sizes.bins:
             gauge = (table.coalitions.masks[rows] != 0) - q[rows, None]
             fit = ridge_without_each(gauge, table.utilities[rows], sizes.line(rows))
@@ -74,11 +76,17 @@ class _Regressed(Estimated):
             values += n / (n - 1) * fit.mean_slopes(portion)
             weighted = gauge * weight[:, None]
             values += weighted.T @ fit.left
-            variance += np.square(weighted).T @ np.square(fit.left)
+            left[rows] = np.square(fit.left)
             explained += fit.explained
             total += fit.total
         self._values = values.T + self._common[:, None]
-        self._errors = np.sqrt(variance.T + np.square(common_error)[:, None])
+        spread, levels = Spread(table.n_tests, n), Sizes(table).means(left)
+        for rows in sizes.bins:
+            weighted = (table.coalitions.masks[rows] != 0) - q[rows, None]
+            weighted *= weights[rows, None]
+            spread.add(np.square(weighted), left[rows], levels[rows])
+        self._errors = np.sqrt(spread.variances() + np.square(common_error)[:, None])
+        self._effective = spread.effective()[:, sizes.known]
         self._values[:, ~sizes.known] = self._errors[:, ~sizes.known] = np.nan
         self._r2 = 1 - explained / total if total else 0.0
         self._bins = len(sizes.bins)
@@ -91,8 +99,9 @@ class _Regressed(Estimated):
 
     @override
     def noticed(self) -> dict[str, Any]:
-        """Return how much of the variance within sizes the functions predict."""
-        return {"variance_explained": float(self._r2), "bins": self._bins}
+        """Return how much of the variance within sizes the functions predict, and from how many."""
+        noticed = {"variance_explained": float(self._r2), "bins": self._bins}
+        return noticed | effective_coalitions(self._effective)
 
 
 class Ridge:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
 from proponent.retraining.coalitions import Estimate, Estimated, Estimator, Table
 from proponent.retraining.estimators.by_size import Sizes, common_part, player_weights
+from proponent.retraining.estimators.spread import Spread, effective_coalitions
 from proponent.retraining.semivalues import Semivalue
 
 Values = NDArray[np.float64]
@@ -56,7 +59,9 @@ class _ByMeans(Estimated):
         weights = player_weights(semivalue, sizes)
         deviations = sizes.deviations()
         self._weighted = deviations * weights[:, None]
-        self._squares = np.square(self._weighted)
+        squares = np.square(deviations)
+        self._squares = squares * np.square(weights)[:, None]
+        self._levels = sizes.means(squares) * np.square(weights)[:, None]
         self._known, self._n = sizes.known, table.n
 
     @override
@@ -65,8 +70,20 @@ class _ByMeans(Estimated):
         inside = self._masks[:, rows.start : rows.stop] != 0
         gauge = inside - (self._sizes / self._n)[:, None]
         values = self._weighted.T @ gauge + self._common[:, None]
-        variance = self._squares.T @ np.square(gauge) + np.square(self._common_error)[:, None]
-        errors = np.sqrt(variance)
+        spread = self._spread(gauge)
+        errors = np.sqrt(spread.variances() + np.square(self._common_error)[:, None])
         unknown = ~self._known[rows.start : rows.stop]
         values[:, unknown] = errors[:, unknown] = np.nan
         return Estimate(values, errors)
+
+    def _spread(self, gauge: Values) -> Spread:
+        spread = Spread(self._squares.shape[1], gauge.shape[1])
+        spread.add(np.square(gauge), self._squares, self._levels)
+        return spread
+
+    @override
+    def noticed(self) -> dict[str, Any]:
+        """Return how many coalitions there are in effect."""
+        inside = self._masks[:, self._known] != 0
+        gauge = inside - (self._sizes / self._n)[:, None]
+        return effective_coalitions(self._spread(gauge).effective())

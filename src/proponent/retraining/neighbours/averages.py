@@ -96,7 +96,8 @@ class AverageForm:
             the last counts as 0, as do those of all that are farther.
         """
         r = scores.shape[1]
-        values = np.zeros(scores.shape)
+        values = np.empty(scores.shape)
+        values[:, -1] = 0
         np.multiply(scores[:, :-1] - scores[:, 1:], self.steps[: r - 1], out=values[:, :-1])
         if r == len(self.bounds):
             mean = scores[:, :-1].sum(axis=1) / max(r - 1, 1)

@@ -114,7 +114,10 @@ class NeighbourMethod(InfluenceMethod):
 
     @abstractmethod
     def _values(self, tests: Tests) -> Iterator[tuple[slice, Values]]:
-        """Yield some of the tests at a time, and the values of all instances, ``(some, n)``."""
+        """Yield some of the tests at a time, and the values of all instances, ``(some, n)``.
+
+        The array may be used again for the next ones.
+        """
 
     def _classifies(self) -> bool:
         """Whether labels are classes, rather than targets of a regression."""

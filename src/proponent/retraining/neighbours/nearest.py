@@ -83,9 +83,17 @@ class NearestMethod(NeighbourMethod):
 
     def _values(self, tests: Tests) -> Iterator[tuple[slice, Values]]:
         n = len(self._neighbours)
+        room = np.zeros((0, n))
         for some, order in self._neighbours.orders(tests.features, self._reach):
-            values = np.zeros((len(order), n))
-            np.put_along_axis(values, order, self._by_rank(order, tests.labels[some]), axis=1)
+            if len(room) < len(order):
+                room = np.zeros((len(order), n))  # new memory costs more than to fill it
+            values = room[: len(order)]
+            if self._reach < n:
+                values[:] = 0
+            for row, at, found in zip(
+                values, order, self._by_rank(order, tests.labels[some]), strict=True
+            ):
+                row[at] = found  # half of what np.put_along_axis takes
             yield some, values
 
     def _by_rank(self, order: Positions, labels: NDArray[Any]) -> Values:
