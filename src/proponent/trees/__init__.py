@@ -1,0 +1,1 @@
+"""Influence for tree ensembles: leaf views and the methods on them."""

@@ -1,0 +1,84 @@
+"""Read any tree ensemble as a leaf view."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from proponent.data import Instances
+from proponent.exceptions import InvalidInputError
+from proponent.trees.check import checked
+from proponent.trees.view import LeafView
+
+READERS = {
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "catboost": "catboost",
+    "sklearn.ensemble._gb": "gradient_boosting",
+    "sklearn.ensemble._hist_gradient_boosting": "hist_gradient_boosting",
+    "sklearn.ensemble._forest": "forests",
+}
+
+
+def read(
+    model: Any,
+    train: Any,
+    *,
+    base_margin: Any = None,
+    sample_weight: Any = None,
+    sample_mask: Any = None,
+    approximate: bool = False,
+) -> LeafView:
+    """Read a trained tree ensemble and its training set as leaves.
+
+    Parameters
+    ----------
+    model : object
+        A trained estimator or booster of XGBoost, LightGBM, CatBoost or scikit-learn
+        (GradientBoosting, HistGradientBoosting, RandomForest, ExtraTrees); or a
+        :class:`LeafView`, which is returned.
+    train : (X, y) or Instances
+        The whole training set, in the order of training.
+    base_margin : array of shape (n,) or (n, K), optional
+        Initial scores (LightGBM's ``init_score``), where the model was trained with some.
+    sample_weight : array of shape (n,), optional
+        Sample weights, where the model was trained with some. Class weights are read.
+    sample_mask : array of shape (T, n), optional
+        Which instances (or how often) each tree was fitted to, where rows were sampled.
+    approximate : bool
+        Read a model whose settings break the formulas all the same, and mark the view.
+
+    Raises
+    ------
+    InvalidInputError
+        If the model is of no library that is read, is not fitted, or has settings under which the
+        formulas of the tree methods do not hold; the message names them.
+    """
+    if isinstance(model, LeafView):
+        return model
+    if not isinstance(approximate, bool):
+        raise InvalidInputError(f"approximate: expected True or False; got {approximate!r}.")
+    instances = Instances.of(train, role="train")
+    reader = import_module(f"proponent.trees.readers.{_reader_of(model)}")
+    reading = reader.read(
+        model,
+        instances,
+        base_margin=base_margin,
+        sample_weight=sample_weight,
+        sample_mask=sample_mask,
+        approximate=approximate,
+    )
+    return checked(reading, instances, approximate=approximate)
+
+
+def _reader_of(model: Any) -> str:
+    """Return the reader of a model, found by where its class or a base of it is defined."""
+    for base in type(model).__mro__:
+        for prefix, reader in READERS.items():
+            if base.__module__ == prefix or base.__module__.startswith(f"{prefix}."):
+                return reader
+    raise InvalidInputError(
+        f"model: expected a trained tree ensemble of XGBoost, LightGBM, CatBoost or scikit-learn "
+        f"(GradientBoosting, HistGradientBoosting, RandomForest, ExtraTrees); got "
+        f"{type(model).__name__}."
+    )
