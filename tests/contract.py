@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from contract_studies import noisy_run, word_run
 from numpy.typing import NDArray
+from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 from torch.nn import functional
@@ -176,6 +178,11 @@ def _sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1)
 
 
+def boosted(task: Task) -> Any:
+    """Return boosted trees, trained."""
+    return GradientBoostingClassifier(n_estimators=8, random_state=0).fit(*task.train)
+
+
 ROWS: dict[str, Row] = {
     # Beyond the k nearest its values are 0, so that few neighbours say little.
     # Sums over tests and shards are rounded in another order.
@@ -252,6 +259,14 @@ ROWS: dict[str, Row] = {
     "TracInRP": Row(Task.run, {"k": 64}, diagonal=False),
     "GAS": Row(Task.run),
     "RenormalizedTracIn": Row(Task.run),
+    "TracInWE": Row(word_run),
+    "VAETracIn": Row(noisy_run, {"draws": 4}),
+    "TracInAD": Row(Task.run, seeded=None),  # its seed decides the anomaly scores alone
+    "HyDRA": Row(Task.run),
+    "SGDInfluence": Row(Task.run),
+    "SOURCE": Row(Task.run, {"segments": 2}, tolerance=1e-9),
+    "BoostIn": Row(boosted, tolerance=1e-9),
+    "LeafInfluence": Row(boosted, tolerance=1e-9),
     "GradientDot": Row(Task.model),
     "GradientCosine": Row(Task.model),
 }

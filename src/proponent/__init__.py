@@ -16,12 +16,16 @@ _EXPORTS: dict[str, str] = {
     # the answer, the methods, the data
     "Influence": "proponent.influence",
     "TopInfluence": "proponent.top",
+    "CheckpointInfluence": "proponent.checkpoint_influence",
+    "CheckpointSummary": "proponent.checkpoint_influence",
     "InfluenceMethod": "proponent.method",
     "MethodCard": "proponent.card",
     "methods": "proponent.method",
     "Instances": "proponent.data",
     # what is studied
     "TorchModel": "proponent.models.torch",
+    "SampledRisk": "proponent.models.sampled_risk",
+    "BetaVAERisk": "proponent.models.beta_vae",
     "Recorder": "proponent.models.recorder",
     "TrainingRun": "proponent.models.run",
     "indexed": "proponent.models.recorder",
@@ -100,30 +104,50 @@ _EXPORTS: dict[str, str] = {
     "GradientCosine": "proponent.dynamic.gradient_similarity",
     "EveryKth": "proponent.dynamic.checkpoints",
     "LargestRiskChange": "proponent.dynamic.checkpoints",
+    "TracInWE": "proponent.dynamic.tracin_we",
+    "VAETracIn": "proponent.dynamic.vae_tracin",
+    "TracInAD": "proponent.dynamic.tracin_ad",
+    "AnomalyScores": "proponent.dynamic.anomaly_scores",
+    "HyDRA": "proponent.dynamic.hydra",
+    "SGDInfluence": "proponent.dynamic.sgd_influence",
+    "SOURCE": "proponent.dynamic.source",
+    # trees
+    "BoostIn": "proponent.trees.boost_in",
+    "LeafInfluence": "proponent.trees.leaf_influence",
     # how far an estimate can be trusted
     "diagnose": "proponent.evaluation.diagnose",
 }
 
 if TYPE_CHECKING:
     from proponent.card import MethodCard
+    from proponent.checkpoint_influence import CheckpointInfluence, CheckpointSummary
     from proponent.data import Instances
+    from proponent.dynamic.anomaly_scores import AnomalyScores
     from proponent.dynamic.checkpoints import EveryKth, LargestRiskChange
     from proponent.dynamic.gas import GAS
     from proponent.dynamic.gradient_similarity import GradientCosine, GradientDot
+    from proponent.dynamic.hydra import HyDRA
     from proponent.dynamic.ideal_tracin import IdealTracIn
+    from proponent.dynamic.sgd_influence import SGDInfluence
+    from proponent.dynamic.source import SOURCE
     from proponent.dynamic.tracin import RenormalizedTracIn, TracIn
+    from proponent.dynamic.tracin_ad import TracInAD
+    from proponent.dynamic.tracin_we import TracInWE
     from proponent.dynamic.tracincp import TracInCP, TracInLast
     from proponent.dynamic.tracinrp import TracInRP
+    from proponent.dynamic.vae_tracin import VAETracIn
     from proponent.evaluation.diagnose import diagnose
     from proponent.influence import Influence
     from proponent.method import InfluenceMethod, methods
     from proponent.models.bayes_learner import GaussianNaiveBayesLearner
+    from proponent.models.beta_vae import BetaVAERisk
     from proponent.models.callbacks import LightningRecorder, TransformersRecorder
     from proponent.models.linear_learner import LinearLearner
     from proponent.models.logistic_learner import LogisticLearner
     from proponent.models.nearest_learner import NearestNeighboursLearner
     from proponent.models.recorder import Recorder, indexed
     from proponent.models.run import TrainingRun
+    from proponent.models.sampled_risk import SampledRisk
     from proponent.models.sklearn_learner import SklearnLearner
     from proponent.models.torch import TorchModel
     from proponent.models.torch_learner import TorchLearner
@@ -177,16 +201,24 @@ if TYPE_CHECKING:
     from proponent.static.rps_lje import RPSLJE
     from proponent.static.trak import TRAK
     from proponent.top import TopInfluence
+    from proponent.trees.boost_in import BoostIn
+    from proponent.trees.leaf_influence import LeafInfluence
 
 __all__ = [
     "AME",
     "GAS",
     "RPSLJE",
+    "SOURCE",
     "TRAK",
+    "AnomalyScores",
     "ArnoldiIF",
     "Banzhaf",
     "BanzhafInteraction",
     "BetaShapley",
+    "BetaVAERisk",
+    "BoostIn",
+    "CheckpointInfluence",
+    "CheckpointSummary",
     "ClassWiseShapley",
     "ConsistencyScore",
     "DataInf",
@@ -205,6 +237,7 @@ __all__ = [
     "GroupIF",
     "GroupTesting",
     "HighDimensionalRepresenter",
+    "HyDRA",
     "IdealTracIn",
     "Influence",
     "InfluenceFunctions",
@@ -214,6 +247,7 @@ __all__ = [
     "KNNLeaveOneOut",
     "KNNShapley",
     "LargestRiskChange",
+    "LeafInfluence",
     "LeastCore",
     "LeaveOneOut",
     "LightningRecorder",
@@ -236,6 +270,8 @@ __all__ = [
     "RenormalizedTracIn",
     "RepresenterPoint",
     "RescaledIF",
+    "SGDInfluence",
+    "SampledRisk",
     "SecondOrderGroupIF",
     "Shapley",
     "ShapleyInteraction",
@@ -250,12 +286,15 @@ __all__ = [
     "TorchLearner",
     "TorchModel",
     "TracIn",
+    "TracInAD",
     "TracInCP",
     "TracInLast",
     "TracInRP",
+    "TracInWE",
     "TrainingRun",
     "TransformersRecorder",
     "UserLearner",
+    "VAETracIn",
     "WeightedKNNShapley",
     "diagnose",
     "indexed",

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from proponent.dynamic.replay import Replay
 from proponent.exceptions import InvalidInputError
 from proponent.models.callbacks import LightningRecorder, TransformersRecorder
 from proponent.models.recorder import indexed
@@ -154,6 +155,19 @@ def test_lightning_steps_are_recorded(lightning, tmp_path):
     unrecorded.load_state_dict(run.checkpoints[0].load())
     lightning.fit(None, unrecorded, data)
     assert_same_state(copy_state(unrecorded), copy_state(module))
+
+
+def test_lightning_training_with_a_seed_is_replayed_bit_for_bit(lightning, tmp_path):
+    data = make_set(n=N)
+    module = lightning.module_class()
+    module.net.append(nn.Dropout(0.3))
+    recorder = LightningRecorder(tmp_path, loss="cross_entropy", train=data, every=3, seed=6)
+    lightning.fit(recorder, module, data)
+    again = lightning.module_class()
+    again.net.append(nn.Dropout(0.3))
+    replay = Replay(TrainingRun.load(tmp_path, again), data, by="the test")
+    assert len(list(replay.forward())) == 12
+    assert replay.report["exact"] and replay.report["states_compared"] == 4
 
 
 @pytest.mark.parametrize("limit", [None, 0.05])
@@ -318,6 +332,25 @@ def test_transformers_steps_are_recorded(transformers, tmp_path, options, tolera
     assert all((step.clip_scale < 1) == ("max_grad_norm" in options) for step in run.steps)
     assert run.steps[0].learning_rates[0] == 0.2 > run.steps[1].learning_rates[0]
     assert_replay_agrees(run, (X, y), tolerance)
+
+
+def test_transformers_training_with_a_seed_is_replayed_bit_for_bit(transformers, tmp_path):
+    X, y = make_set(n=N)
+    model, again = Classifier(), Classifier()
+    model.net.append(nn.Dropout(0.3))
+    again.net.append(nn.Dropout(0.3))
+    recorder = TransformersRecorder(
+        tmp_path / "run", loss="cross_entropy", train=(X, y), every=3, seed=6
+    )
+    data = indexed({"inputs": X, "labels": y})
+    hf_fit(transformers, recorder, model, data, tmp_path, optim="adamw_torch")
+
+    def risk(module, batch):
+        return functional.cross_entropy(module(*batch)[1], batch[1], reduction="none")
+
+    replay = Replay(TrainingRun.load(tmp_path / "run", again, risk=risk), (X, y), by="the test")
+    assert len(list(replay.forward())) == 12
+    assert replay.report["exact"] and replay.report["states_compared"] == 4
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])

@@ -37,7 +37,11 @@ ARRAYS = {
         "opponent_positions",
         "opponent_values",
     ),
+    "CheckpointInfluence": ("contributions", "steps", "last_steps"),
+    "CheckpointSummary": ("helped", "harmed", "steps", "last_steps"),
 }
+# The axes of a kind's first array where it has one of test instances.
+AXES = {"Influence": 2, "TopInfluence": 2, "CheckpointInfluence": 3, "CheckpointSummary": 2}
 OPTIONAL = ("std_error",)
 DAMAGE = (
     OSError,
@@ -137,7 +141,7 @@ def read(path: str | os.PathLike[str], *, kind: str, mmap: bool) -> Stored:
         for name in ARRAYS[kind]
         if name not in OPTIONAL or name in meta["arrays"]
     }
-    rows = arrays[ARRAYS[kind][0]].ndim == 2  # one-dimensional scores belong to no test instance
+    rows = arrays[ARRAYS[kind][0]].ndim == AXES[kind]  # with an axis less there are no tests
     names = ("train_ids", "test_ids") if rows else ("train_ids",)
     return Stored(arrays, _read_labels(folder / LABELS, names, meta["labels"]), meta)
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from typing_extensions import override
+
 from proponent.data import Instances
 from proponent.dynamic.checkpoints import LargestRiskChange, choose, path_point
+from proponent.dynamic.optimizer_update import OptimizerUpdate, Update, check_update
 from proponent.exceptions import InvalidInputError
-from proponent.gradients.method import MEMORY, GradientMethod
-from proponent.gradients.path import PathPoint
+from proponent.gradients.method import MEMORY, GradientMethod, Settings
+from proponent.gradients.path import PathPoint, TestSet
 from proponent.gradients.products import Way
+from proponent.models.history import Checkpoint
 from proponent.models.run import TrainingRun
 from proponent.models.torch import ParameterChoice
+from proponent.stepwise import Contributions, StepwiseMethod
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class AlongRun(GradientMethod):
+class RunSettings(Settings, total=False):
+    """What the methods of chosen checkpoints take; :class:`AlongRun` says what each does."""
+
+    checkpoints: Any
+    scale_by_batch: bool
+
+
+class AlongRun(StepwiseMethod, GradientMethod):
     """Base of the methods that compare gradients at a recorded run's checkpoints.
 
     Parameters
@@ -31,6 +46,9 @@ class AlongRun(GradientMethod):
     parameters, batch_size, products, memory, dtype, progress
         As in :class:`GradientDot`.
     """
+
+    update: Update = "gradient"
+    _updates: OptimizerUpdate | None = None
 
     def __init__(
         self,
@@ -81,10 +99,15 @@ class AlongRun(GradientMethod):
         if not len(instances):
             raise InvalidInputError("train: the set is empty; influence needs instances.")
         model.check_train(instances)
+        check_update(self.update)
+        updates = None
+        if self.update == "optimizer":
+            updates = OptimizerUpdate(model, model.model, instances, self.card.name)
         first = path_point(model, choose(model, "all", instances)[0])
         if not isinstance(self.checkpoints, LargestRiskChange):
             choose(model, self.checkpoints, instances)  # a wrong choice is refused now
         self._prepare(model.model, instances, None, first)
+        self._updates = None if updates is None else replace(updates, model=self.model_)
         self.run_ = model
         return self
 
@@ -92,7 +115,36 @@ class AlongRun(GradientMethod):
         chosen = choose(self.run_, self.checkpoints, instances)
         points = []
         for checkpoint in chosen:
-            point = path_point(self.run_, checkpoint)
+            point = self._point(checkpoint)
             divisor = (checkpoint.divisor or 1.0) if self.scale_by_batch else 1.0
             points.append(replace(point, weight=point.weight / divisor))
         return tuple(point for point in points if point.weight != 0.0)
+
+    def _point(self, checkpoint: Checkpoint) -> PathPoint:
+        """Return the point of the path at a checkpoint, in the metric that was asked for."""
+        point = path_point(self.run_, checkpoint)
+        if self._updates is None:
+            return point
+        return replace(point, metric=self._updates.metric_at(checkpoint))
+
+    @override
+    def _diagnostics(self, query: TestSet | None) -> dict[str, Any]:
+        noticed = super()._diagnostics(query)
+        if self._updates is not None:
+            points = self._points(self.train_) if query is None else query.points
+            noticed |= self._updates.diagnostics([point.step for point in points])
+        return noticed
+
+    @override
+    def _steps(self, query: TestSet) -> list[int]:
+        return [point.step for point in query.points]
+
+    @override
+    def _add_contributions(
+        self, query: TestSet, rows: range, at: Callable[[int], Contributions]
+    ) -> None:
+        self._accumulate(query, rows, lambda point: torch.from_numpy(at(point.step)))
+
+    @override
+    def _contribution_dtype(self) -> np.dtype[Any]:
+        return np.dtype(str(self._capture.dtype).removeprefix("torch."))

@@ -116,6 +116,7 @@ def path_point(run: TrainingRun, checkpoint: Checkpoint) -> PathPoint:
         weight=largest,
         enter=lambda: run.at(checkpoint),
         scales={name: rate / largest for name, rate in rates.items() if rate != largest},
+        step=checkpoint.t,
     )
 
 

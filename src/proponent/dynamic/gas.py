@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from proponent.card import MethodCard
-from proponent.dynamic.along_run import AlongRun
+from proponent.dynamic.along_run import AlongRun, RunSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def _cost(*, n: int, n_test: int, checkpoints: int = 1, **_: Any) -> float:
@@ -27,9 +30,20 @@ class GAS(AlongRun):
     similarity 0 with everything. With several parameter groups the inner product is weighted by
     the learning rates, the norms are not.
 
+    Layer-wise (GAS-L), the cosine is had of each layer, a module's own parameters together, and
+    averaged over the layers, so that none drowns the others; a layer in which one of the two
+    gradients is 0 has the similarity 0.
+
     Scores are ``(n_test, n_train)``, in units of the learning rate.
 
     **Cost** As :class:`TracInCP`, and the norms.
+
+    Parameters
+    ----------
+    layerwise : bool
+        Whether cosines are those of the layers, averaged.
+    checkpoints, scale_by_batch, parameters, batch_size, products, memory, dtype, progress
+        As in :class:`TracInCP`.
 
     Examples
     --------
@@ -69,3 +83,7 @@ class GAS(AlongRun):
         original_sign="the same",
         cost=_cost,
     )
+
+    def __init__(self, *, layerwise: bool = False, **settings: Unpack[RunSettings]) -> None:
+        super().__init__(**settings)
+        self.layerwise = layerwise

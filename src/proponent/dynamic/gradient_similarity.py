@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from proponent.card import MethodCard
 from proponent.data import Instances
-from proponent.gradients.method import GradientMethod
+from proponent.gradients.method import GradientMethod, Settings
 from proponent.gradients.path import PathPoint
 from proponent.models.torch import TorchModel
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 
 def _cost(*, n: int, n_test: int, **_: Any) -> float:
@@ -105,6 +105,13 @@ class GradientCosine(_AtTheModel):
 
     **Cost** As :class:`GradientDot`, and the norms.
 
+    Parameters
+    ----------
+    layerwise : bool
+        Whether cosines are those of the layers, averaged over them; see :class:`GAS`.
+    parameters, batch_size, products, memory, dtype, progress
+        As in :class:`GradientDot`.
+
     Examples
     --------
     >>> import torch, proponent as pp
@@ -133,3 +140,7 @@ class GradientCosine(_AtTheModel):
         original_sign="the same",
         cost=_cost,
     )
+
+    def __init__(self, *, layerwise: bool = False, **settings: Unpack[Settings]) -> None:
+        super().__init__(**settings)
+        self.layerwise = layerwise

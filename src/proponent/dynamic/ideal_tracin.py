@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from proponent.card import MethodCard
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, RunError
-from proponent.method import InfluenceMethod
 from proponent.models.run import TrainingRun
+from proponent.stepwise import Contributions, StepwiseMethod
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class IdealTracIn(InfluenceMethod):
+class IdealTracIn(StepwiseMethod):
     """The test risk that fell in the steps an instance took part in.
 
     ``I(z_i, z_te) = sum_{t : z_i in B_t} [L(z_te; theta^(t-1)) - L(z_te; theta^(t))]`` for batches
@@ -129,12 +131,28 @@ class IdealTracIn(InfluenceMethod):
             raise RunError("the run has no test risks; record with Recorder(..., test=test).")
         return np.asarray(-np.diff(self.run_.test_risks, axis=0))
 
+    def _joint_query(self, instances: Instances) -> NDArray[np.float64]:
+        return np.asarray(self._query(instances).sum(axis=1, keepdims=True))
+
+    def _joint_scores(self, query: NDArray[np.float64], rows: range) -> NDArray[np.float64]:
+        return np.asarray(self._scores(query, rows)[0])
+
     def _scores(self, query: NDArray[np.float64], rows: range) -> NDArray[np.float64]:
         scores = np.zeros((len(rows), query.shape[1]))
+        self._add_contributions(query, rows, lambda step: scores.T)
+        return np.ascontiguousarray(scores.T)
+
+    @override
+    def _steps(self, query: NDArray[np.float64]) -> list[int]:
+        return [step.index for step in self.run_.steps]
+
+    @override
+    def _add_contributions(
+        self, query: NDArray[np.float64], rows: range, at: Callable[[int], Contributions]
+    ) -> None:
         for step, fall in zip(self.run_.steps, query, strict=True):
             positions = step.indices[(step.indices >= rows.start) & (step.indices < rows.stop)]
-            np.add.at(scores, positions - rows.start, fall / len(step.indices))
-        return np.ascontiguousarray(scores.T)
+            np.add.at(at(step.index).T, positions - rows.start, fall / len(step.indices))
 
     def _diagnostics(self, query: Any) -> dict[str, Any]:
         largest = max(len(step.indices) for step in self.run_.steps)

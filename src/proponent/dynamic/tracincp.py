@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from proponent.card import MethodCard
-from proponent.dynamic.along_run import AlongRun
+from proponent.dynamic.along_run import AlongRun, RunSettings
+from proponent.dynamic.optimizer_update import Update
 from proponent.gradients.method import MEMORY
 from proponent.gradients.products import Way
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def _cost(*, n: int, n_test: int, checkpoints: int = 1, **_: Any) -> float:
@@ -28,11 +32,36 @@ class TracInCP(AlongRun):
     weighted by its own.
 
     Scores are ``(n_test, n_train)``; positive means that the training instance lowers the test
-    risk. They are not leave-one-out differences: eq. (55) has no 1/|B| (see ``scale_by_batch``),
-    and momentum, adaptive rates and weight decay are not seen.
+    risk. They are not leave-one-out differences: eq. (55) has no 1/|B| (see ``scale_by_batch``).
+
+    Momentum, adaptive rates and weight decay are not seen, unless ``update="optimizer"``. It
+    replaces the gradient step by what the run's optimizer makes of it:
+
+        I(z_i, z_te) = sum_c eta_c <g_te, U_c g_i>,    U_c = diag(b_c / (sqrt(v_c) + eps)),
+
+    the derivative of the step's change of the parameters with respect to the instance's weight,
+    with the second moments v_c held at those of the step. For Adam and AdamW v_c is
+    ``v_t / (1 - beta2^t)`` after the step, and ``b_c = (1 - beta1) / (1 - beta1^t)`` the share of
+    the gradient in its own step's momentum; what momentum hands on to later steps is not counted.
+    (LESS, Xia et al. 2024, leaves b_c out.) For RMSprop ``b_c = 1``, for Adagrad that of
+    ``lr_decay``; SGD has no v, and ``b_c`` is 1, ``1 - dampening`` or, with Nesterov's momentum,
+    ``1 + momentum``. v is taken from the run where it is recorded before the next step, or else
+    had from the recorded batch; ``diagnostics["second_moments"]`` says how often which.
 
     **Cost** For each checkpoint one forward-backward pass an instance of either set, less the
-    weight gradients, and the products. Storage is the run's.
+    weight gradients, and the products. Storage is the run's. With ``update="optimizer"`` the
+    products are those of whole gradients, p multiplications for each pair, and where v was not
+    recorded there is another pass of the batch.
+
+    Parameters
+    ----------
+    update : "gradient" or "optimizer"
+        Whether an instance's step is its gradient, or what the optimizer made of it.
+        ``"optimizer"`` needs ``Recorder(..., optimizer_state=True)`` where it has a state.
+    checkpoints, scale_by_batch
+        As in :class:`AlongRun`: which checkpoints, and whether to divide by the batch size.
+    parameters, batch_size, products, memory, dtype, progress
+        As in :class:`GradientDot`.
 
     Examples
     --------
@@ -72,6 +101,10 @@ class TracInCP(AlongRun):
         original_sign="the same",
         cost=_cost,
     )
+
+    def __init__(self, *, update: Update = "gradient", **settings: Unpack[RunSettings]) -> None:
+        super().__init__(**settings)
+        self.update = update
 
 
 class TracInLast(AlongRun):

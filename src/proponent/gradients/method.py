@@ -5,17 +5,17 @@ With weights ``eta_c`` and points ``theta_c``, each is
     I(z_i, z_te) = sum_c eta_c  <g_i, g_te> / (||g_i||^a ||g_te||^b),    g = grad of the risk
 
 for a, b in {0, 1}: TracIn and the gradient dot product (0, 0), the renormalised forms (1, 0) and
-the cosines (1, 1).
+the cosines (1, 1); or, layer by layer, the mean of the layers' cosines.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -25,13 +25,15 @@ from torch import Tensor
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, NonFiniteError
 from proponent.gradients.capture import GradientCapture
-from proponent.gradients.path import Batch, PathPoint, TestSet, batches
+from proponent.gradients.layerwise import Layer, LayerwiseCosines, by_layer, layers_of, restricted
+from proponent.gradients.path import EUCLIDEAN, Batch, Metric, PathPoint, TestSet, batches
 from proponent.gradients.products import (
     GradientQuery,
     Gradients,
     Products,
     Query,
     Way,
+    divide,
     out_of_range,
     squared_norms,
     unit_scaled,
@@ -41,7 +43,20 @@ from proponent.method import InfluenceMethod
 from proponent.models.torch import ParameterChoice, TorchModel
 from proponent.progress import progress
 
+__all__ = ["MEMORY", "GradientMethod", "Settings", "divide"]
+
 MEMORY = 512 * 2**20
+
+
+class Settings(TypedDict, total=False):
+    """What all these methods take; :class:`GradientMethod` says what each does."""
+
+    parameters: ParameterChoice | None
+    batch_size: int | None
+    products: Way
+    memory: int
+    dtype: str | None
+    progress: bool | None
 
 
 class GradientMethod(InfluenceMethod):
@@ -69,6 +84,7 @@ class GradientMethod(InfluenceMethod):
 
     normalise_train: ClassVar[bool] = False
     normalise_test: ClassVar[bool] = False
+    layerwise: bool = False  # whether cosines are those of each layer, averaged over the layers
 
     def __init__(
         self,
@@ -106,6 +122,8 @@ class GradientMethod(InfluenceMethod):
             raise InvalidInputError(
                 f"dtype must be 'float32', 'float64' or None; got {self.dtype!r}."
             )
+        if not isinstance(self.layerwise, bool):
+            raise InvalidInputError(f"layerwise must be True or False; got {self.layerwise!r}.")
         products = Products(self.products, self.memory)
         if self.parameters is not None:
             model = model.with_parameters(self.parameters)
@@ -137,10 +155,19 @@ class GradientMethod(InfluenceMethod):
     def _scores(self, query: TestSet, rows: range) -> NDArray[np.floating[Any]]:
         n_test = 1 if query.joint else len(query.instances)
         scores = torch.zeros(n_test, len(rows), dtype=self._capture.dtype)
+        self._accumulate(query, rows, lambda point: scores)
+        return scores.numpy()
+
+    def _accumulate(
+        self, query: TestSet, rows: range, scores_at: Callable[[PathPoint], Tensor]
+    ) -> None:
+        """Add each point's part of the scores to ``scores_at(point)``, (n_test, rows)."""
         for point, captured in self._walk(query.points, rows):
             test, test_norms = self._test_side(query, point)
+            norms = self.normalise_train and not isinstance(test, LayerwiseCosines)
+            scores = scores_at(point)
             for batch, gradients in captured:
-                products, squares = test.meet(gradients, len(batch), norms=self.normalise_train)
+                products, squares = test.meet(gradients, len(batch), norms=norms)
                 if squares is not None and out_of_range(squares):
                     gradients = unit_scaled(gradients)
                     products, squares = test.meet(gradients, len(batch), norms=True)
@@ -150,26 +177,46 @@ class GradientMethod(InfluenceMethod):
                     products = divide(products, test_norms[None, :])
                 self._refuse_non_finite(products, gradients, batch, query, point)
                 batch.add(products.cpu(), point.weight, scores, rows.start)
-        return scores.numpy()
 
     def _self_scores(self, rows: range) -> NDArray[np.floating[Any]]:
         scores = torch.zeros(len(rows), dtype=self._capture.dtype)
-        power = int(self.normalise_train) + int(self.normalise_test)
         for point, captured in self._walk(self._points(self.train_), rows):
+            metric = self._metric(point)
+            layers = layers_of(self.model_.selected, point.scales) if self.layerwise else None
             for batch, gradients in captured:
-                n = len(batch)
-                products = squared_norms(gradients, n, self._products, point.scales)
-                if power:
-                    squares = squared_norms(gradients, n, self._products, point.unmoved)
-                    if out_of_range(squares):
-                        gradients = unit_scaled(gradients)
-                        products = squared_norms(gradients, n, self._products, point.scales)
-                        squares = squared_norms(gradients, n, self._products, point.unmoved)
-                    products = divide(products, squares.sqrt() ** power)
+                if layers is None:
+                    products = self._self_products(gradients, len(batch), point, metric)
+                else:
+                    products = self._mean_self_products(gradients, layers, len(batch), point)
                 if not torch.isfinite(products.sum()):
                     self._refuse_gradients(gradients, batch, point)
                 batch.add(products.cpu(), point.weight, scores, rows.start)
         return scores.numpy()
+
+    def _mean_self_products(
+        self, gradients: Gradients, layers: list[Layer], n: int, point: PathPoint
+    ) -> Tensor:
+        products = torch.zeros(n, device=self.model_.device, dtype=self._capture.dtype)
+        for part in by_layer(gradients, layers):
+            if part:  # else the risk of none of these depends on the layer
+                products += self._self_products(part, n, point, EUCLIDEAN) / len(layers)
+        return products
+
+    def _self_products(
+        self, gradients: Gradients, n: int, point: PathPoint, metric: Metric
+    ) -> Tensor:
+        """Return the products of n gradients with themselves, normalised as the method does."""
+        power = int(self.normalise_train) + int(self.normalise_test)
+        scales = _together(point.scales, metric.factors)
+        products = squared_norms(gradients, n, self._products, scales, metric.diagonals)
+        if not power:
+            return products
+        squares = squared_norms(gradients, n, self._products, point.unmoved)
+        if out_of_range(squares):
+            gradients = unit_scaled(gradients)
+            products = squared_norms(gradients, n, self._products, scales, metric.diagonals)
+            squares = squared_norms(gradients, n, self._products, point.unmoved)
+        return divide(products, squares.sqrt() ** power)
 
     def _block_rows(self, n_test: int) -> int:
         # The test gradients are had again for each block of training instances.
@@ -198,20 +245,51 @@ class GradientMethod(InfluenceMethod):
 
     def _test_side(self, query: TestSet, point: PathPoint) -> tuple[Query, Tensor | None]:
         """Return the test gradients at the current point and, if asked for, their norms."""
-        n = len(query.instances)
-        cut = batches(n, self._batch_size)
+        cut = batches(len(query.instances), self._batch_size)
+        sizes = [len(batch) for batch in cut]
         parts = [gradients for _, gradients in self._captured(query.instances, cut)]
-        test = GradientQuery(parts, [len(batch) for batch in cut], self._products, point.scales)
+        metric = self._metric(point)
+        if not self.layerwise:
+            return self._meeting(parts, sizes, query.joint, point, metric)
+        sides = {
+            layer: self._meeting(
+                [restricted(part, layer) for part in parts], sizes, query.joint, point, metric
+            )
+            for layer in layers_of(self.model_.selected, point.scales)
+        }
+        return LayerwiseCosines(sides), None
+
+    def _meeting(
+        self,
+        parts: list[Gradients],
+        sizes: list[int],
+        joint: bool,
+        point: PathPoint,
+        metric: Metric,
+    ) -> tuple[Query, Tensor | None]:
+        scales = _together(point.scales, metric.factors)
+        test = GradientQuery(parts, sizes, self._products, scales, metric.diagonals)
         norms = test.norms() if self.normalise_test else None
         if norms is not None and out_of_range(norms.square()):
             test = replace(test, parts=[unit_scaled(part) for part in test.parts])
             norms = test.norms()
-        if not query.joint:
+        if not joint:
             return test, norms
-        weights = torch.ones(1, n, device=self.model_.device, dtype=self._capture.dtype)
+        weights = torch.ones(1, sum(sizes), device=self.model_.device, dtype=self._capture.dtype)
         if norms is not None:
             weights = divide(weights, norms[None, :])
         return weighted_sum(test, weights), None
+
+    def _metric(self, point: PathPoint) -> Metric:
+        """Return the metric of the inner products at the current point."""
+        if point.metric is None:
+            return EUCLIDEAN
+        metric = point.metric()
+        as_held = {
+            name: diagonal.to(device=self.model_.device, dtype=self._capture.dtype)
+            for name, diagonal in metric.diagonals.items()
+        }
+        return Metric(metric.factors, as_held)
 
     # What was noticed
 
@@ -260,13 +338,11 @@ class GradientMethod(InfluenceMethod):
             )
 
 
-def divide(values: Tensor, norms: Tensor) -> Tensor:
-    """Divide by norms; a zero gradient has similarity 0 with everything.
-
-    What is divided by a norm that is not finite is NaN, and refused later.
-    """
-    quotients = torch.where(norms == 0, 0, values / torch.where(norms == 0, 1, norms))
-    return torch.where(torch.isfinite(norms), quotients, torch.nan)
+def _together(scales: Mapping[str, float], factors: Mapping[str, float]) -> Mapping[str, float]:
+    """Multiply scales and factors by name; both are 1 where none is named."""
+    if not factors:
+        return scales
+    return {name: scales.get(name, 1.0) * factors.get(name, 1.0) for name in {*scales, *factors}}
 
 
 def _listed(ids: NDArray[Any]) -> str:

@@ -16,6 +16,25 @@ from proponent.data import Instances
 
 
 @dataclass(frozen=True)
+class Metric:
+    """The metric of inner products at a point: ``<g, h> = sum_p factor_p g_p^T diagonal_p h_p``.
+
+    Attributes
+    ----------
+    factors : mapping
+        One number for each parameter; 1 where none is named.
+    diagonals : mapping
+        One number for each entry of a parameter, in its shape; 1 where none is named.
+    """
+
+    factors: Mapping[str, float] = field(default_factory=dict)
+    diagonals: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+EUCLIDEAN = Metric()
+
+
+@dataclass(frozen=True)
 class PathPoint:
     """A point of the training path, and the weight of the gradients' products there.
 
@@ -34,6 +53,10 @@ class PathPoint:
         there; None: each of them once.
     member_weights : array of the same shape, optional
         A further weight for each of the members; 1 where not given.
+    step : int
+        The step of training that is taken from the point, counted from 1; 0 where there is none.
+    metric : callable, optional
+        Returns the metric of the inner products, within ``enter``; None: the plain one.
     """
 
     label: str
@@ -42,6 +65,8 @@ class PathPoint:
     scales: Mapping[str, float] = field(default_factory=dict)
     members: NDArray[np.int64] | None = None
     member_weights: NDArray[np.float64] | None = None
+    step: int = 0
+    metric: Callable[[], Metric] | None = None
 
     @property
     def unmoved(self) -> dict[str, float]:

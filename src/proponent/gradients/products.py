@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from proponent.exceptions import InvalidInputError
-from proponent.gradients.forms import Form
+from proponent.gradients.forms import Form, Outer
 
 Gradients = Mapping[str, Form]
 Way = Literal["auto", "pair", "materialise"]
@@ -75,8 +75,15 @@ class Products:
             rows.append(_total([a.inner(b) for a in tokens for b in others]))
         return torch.cat(rows)
 
-    def squared_norms(self, form: Form) -> Tensor:
-        """Return ``||G_i||^2``, (n,)."""
+    def squared_norms(self, form: Form, diagonal: Tensor | None = None) -> Tensor:
+        """Return ``||G_i||^2``, or ``G_i . diagonal . G_i`` for one in the shape of G, (n,)."""
+        if diagonal is not None:
+            if isinstance(form, Outer) and form.positions == 1:
+                # The squares of one outer product are the outer product of the squares.
+                squares = replace(form, left=form.left.square(), right=form.right.square())
+                return squares.contract(diagonal[None])[:, 0]
+            weights = diagonal.flatten()
+            return torch.cat([g.flat().square() @ weights for g in self.blocks(form)])
         if self.pairs(form, 1, form.positions):
             tokens = form.tokens() or []
             return _total([a.dot_rowwise(b) for a in tokens for b in tokens])
@@ -92,15 +99,19 @@ class Products:
 
 
 def squared_norms(
-    gradients: Gradients, n: int, products: Products, scales: Mapping[str, float] | None = None
+    gradients: Gradients,
+    n: int,
+    products: Products,
+    scales: Mapping[str, float] | None = None,
+    diagonals: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """Return ``sum_p scale_p ||g_i||^2_p`` over the parameters p, (n,).
+    """Return ``sum_p scale_p g_i^T diagonal_p g_i`` over the parameters p, (n,).
 
-    Scales are 1 where none is named.
+    Scales and diagonals are 1 where none is named.
     """
-    scales = scales or {}
+    scales, diagonals = scales or {}, diagonals or {}
     norms = [
-        products.squared_norms(form) * scales.get(name, 1.0)
+        products.squared_norms(form, diagonals.get(name)) * scales.get(name, 1.0)
         for name, form in gradients.items()
         if scales.get(name, 1.0) != 0.0
     ]
@@ -122,6 +133,15 @@ def unit_scaled(gradients: Gradients) -> dict[str, Form]:
 def entry_bounds(gradients: Gradients) -> Tensor:
     """Return a bound of the entries of each gradient, (n,); 0 for a zero gradient."""
     return torch.stack([form.magnitude for form in gradients.values()]).amax(0)
+
+
+def divide(values: Tensor, norms: Tensor) -> Tensor:
+    """Divide by norms; a zero gradient has similarity 0 with everything.
+
+    What is divided by a norm that is not finite is NaN, and refused later.
+    """
+    quotients = torch.where(norms == 0, 0, values / torch.where(norms == 0, 1, norms))
+    return torch.where(torch.isfinite(norms), quotients, torch.nan)
 
 
 def out_of_range(squares: Tensor) -> bool:
@@ -195,12 +215,16 @@ class GradientQuery(ParameterwiseQuery):
         How inner products are taken.
     scales : mapping, optional
         A factor for each parameter's products (a learning rate, say); 1 where none is named.
+    diagonals : mapping, optional
+        A factor for each entry of a parameter, in its shape; 1 where none is named. Gradients
+        that are multiplied entry by entry have no factors, so they meet materialised.
     """
 
     parts: Sequence[Gradients]
     sizes: Sequence[int]
     products: Products
     scales: Mapping[str, float] = field(default_factory=dict)
+    diagonals: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Begin with nothing kept."""
@@ -226,7 +250,8 @@ class GradientQuery(ParameterwiseQuery):
         ).sqrt()
 
     def _meet(self, name: str, form: Form, norms: bool) -> tuple[Tensor, Tensor | None]:
-        only = self.parts[0].get(name) if len(self.parts) == 1 else None
+        factored = name not in self.diagonals
+        only = self.parts[0].get(name) if factored and len(self.parts) == 1 else None
         if only is not None and self.products.pairs(form, only.n, only.positions):
             square = self.products.squared_norms(form) if norms else None
             return self.products.inner_by_pairs(form, only), square
@@ -238,7 +263,7 @@ class GradientQuery(ParameterwiseQuery):
             start += size
             if test is None:
                 continue  # the risk of none of these depends on the parameter
-            if self.products.pairs(form, size, test.positions):
+            if factored and self.products.pairs(form, size, test.positions):
                 result[:, columns] = self.products.inner_by_pairs(form, test)
             else:
                 materialised.append((columns, index))
@@ -271,11 +296,13 @@ class GradientQuery(ParameterwiseQuery):
 
         They are (m, entries) or, as a matrix product reads them faster, transposed.
         """
+        diagonal = self.diagonals.get(name)
         for block_index, block in enumerate(self.products.blocks(self.parts[index][name])):
             key = (name, index, block_index, transposed)
             gradients = self._kept.get(key)
             if gradients is None:
                 gradients = block.flat()
+                gradients = gradients if diagonal is None else gradients * diagonal.flatten()
                 gradients = gradients.T.contiguous() if transposed else gradients
                 size = gradients.numel() * gradients.element_size()
                 if size <= self._room:
@@ -326,6 +353,9 @@ def weighted_sum(query: GradientQuery, weights: Tensor) -> VectorQuery:
         for name, form in part.items():
             total = form.weighted_sum(columns.to(form.like.dtype))
             vectors[name] = vectors[name] + total if name in vectors else total
+    for name, diagonal in query.diagonals.items():
+        if name in vectors:
+            vectors[name] = vectors[name] * diagonal
     return VectorQuery(vectors, query.products, query.scales)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from proponent.data import Instances
-from proponent.exceptions import InvalidInputError
+from proponent.exceptions import InvalidInputError, RunError
 
 
 def checked_set(data: Any, role: str) -> Instances | None:
@@ -43,6 +44,13 @@ def checked_optimizer(optimizer: Any) -> Optimizer:
     if any("lr" not in group for group in optimizer.param_groups):
         raise InvalidInputError(f"optimizer: {type(optimizer).__name__} has no learning rate 'lr'.")
     return optimizer
+
+
+def check_single_process() -> None:
+    """Refuse to record the training of several processes together."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_world_size() > 1:
+        raise RunError("training in several processes cannot be recorded.")
 
 
 def positions(indices: Any, n_train: int | None) -> NDArray[np.int64]:
@@ -89,3 +97,16 @@ def checked_clip_scale(clip_scale: Any) -> float | None:
             f"clip_scale: expected a factor of at least 0, or None; got {clip_scale!r}."
         )
     return factor
+
+
+def checked_seed(seed: Any) -> int | None:
+    """Return the seed of the run's steps as a Python int."""
+    if seed is None:
+        return None
+    try:
+        number = index(seed)
+    except TypeError:
+        number = -1
+    if isinstance(seed, bool) or number < 0:
+        raise InvalidInputError(f"seed: expected an integer of at least 0, or None; got {seed!r}.")
+    return number

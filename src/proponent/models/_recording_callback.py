@@ -41,6 +41,7 @@ class RecordingCallback:
         test: Any = None,
         every: Every = "epoch",
         optimizer_state: bool = False,
+        seed: int | None = None,
         overwrite: bool = False,
     ) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class RecordingCallback:
             "test": test,
             "every": every,
             "optimizer_state": optimizer_state,
+            "seed": seed,
             "overwrite": overwrite,
         }
         self._recorder: Recorder | None = None

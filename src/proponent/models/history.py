@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from proponent.exceptions import RunError
 from proponent.models import journal
 from proponent.models.layout import ParameterGroup, read_groups
+from proponent.models.step_seeds import seed_of_step
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -39,6 +41,13 @@ class Step:
         The optimizer's groups, with their settings.
     has_checkpoint : bool
         Whether the parameters before the step are stored.
+    seed : int or None
+        The seed of the step's randomness, where the run was recorded with one.
+    modes : mapping of str to bool, or None
+        Whether each part of the module was in training mode, by name; None in older runs.
+    without_gradient : tuple of str, or None
+        Parameters that had no gradient, which the optimizer therefore passed over; None in older
+        runs.
     """
 
     index: int
@@ -48,6 +57,9 @@ class Step:
     clip_scale: float | None
     groups: tuple[ParameterGroup, ...]
     has_checkpoint: bool
+    seed: int | None = None
+    modes: Mapping[str, bool] | None = None
+    without_gradient: tuple[str, ...] | None = None
 
     @property
     def settings(self) -> tuple[Mapping[str, Any], ...]:
@@ -147,18 +159,30 @@ class Checkpoint:
 
 
 def read_step(
-    entry: Mapping[str, Any], index: int, groups: tuple[ParameterGroup, ...], n_train: int | None
+    entry: Mapping[str, Any],
+    index: int,
+    before: Step | tuple[ParameterGroup, ...],
+    n_train: int | None,
+    seed: int | None = None,
 ) -> Step:
     """Return the step that a line of the journal tells of.
 
-    ``groups`` are those of the step before; the line says when they change.
+    ``before`` is the step before, or the groups that the run started with: a line says only what
+    has changed.
 
     Raises
     ------
     RunError
         If the line is not that of step ``index``.
     """
+    groups = before.groups if isinstance(before, Step) else before
+    modes = before.modes if isinstance(before, Step) else None
+    passed_over = before.without_gradient if isinstance(before, Step) else None
     try:
+        if "modes" in entry:
+            modes = MappingProxyType({str(part): bool(on) for part, on in entry["modes"].items()})
+        if "without_gradient" in entry:
+            passed_over = tuple(str(name) for name in entry["without_gradient"])
         if entry["step"] != index:
             raise ValueError(f"step {entry['step']} stands where step {index} should")
         divisor = entry["divisor"]
@@ -172,12 +196,15 @@ def read_step(
             clip_scale=entry["clip_scale"],
             groups=read_groups(entry, groups) if {"groups", "settings"} & set(entry) else groups,
             has_checkpoint="checkpoint" in entry,
+            seed=None if seed is None else seed_of_step(seed, index),
+            modes=modes,
+            without_gradient=passed_over,
         )
         if len(step.groups) != len(step.learning_rates):
             raise ValueError("it has not one learning rate for each group")
         if n_train is not None and step.indices.max() >= n_train:
             raise ValueError(f"instance {step.indices.max()} is not in the training set")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{journal.STEPS}, line {index}, is damaged: {error}.") from error
     return step
 

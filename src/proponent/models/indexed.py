@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
+from proponent.models.step_seeds import announce_item
 
 INDEX = "index"
 
@@ -56,6 +57,7 @@ class _Indexed(Dataset[Any]):
         if not -len(self) <= position < len(self):
             raise IndexError(f"position {position} of {len(self)} instances")
         position = int(position) % len(self)
+        announce_item()
         item = self._instances.item(position)
         if isinstance(item, Mapping):
             if INDEX in item:

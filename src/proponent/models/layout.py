@@ -222,7 +222,25 @@ def describe_optimizer(optimizer: Optimizer, names: Mapping[int, str]) -> dict[s
         "class": _class_name(optimizer),
         "parameters_without_optimizer": list(dict.fromkeys(unmoved)),
         "parameters_of_other_modules": len(held - set(names)),
+        # A state from before the run: of training that goes on. Some start with one of 0 steps.
+        "has_state": any(
+            float(state.get("step", 1)) > 0 for state in optimizer.state.values() if state
+        ),
+        "implementation": [
+            {key: group[key] for key in sorted(IMPLEMENTATION) if key in group}
+            for group in optimizer.param_groups
+        ],
     }
+
+
+def without_gradient(optimizer: Optimizer, names: Mapping[int, str]) -> tuple[str, ...]:
+    """Return the module's parameters in the optimizer that have no gradient (``None``)."""
+    return tuple(
+        names[id(value)]
+        for group in optimizer.param_groups
+        for value in group["params"]
+        if value.grad is None and id(value) in names
+    )
 
 
 def _settings(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:

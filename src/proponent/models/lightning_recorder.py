@@ -31,7 +31,7 @@ class LightningRecorder(RecordingCallback):
 
     Parameters
     ----------
-    path, loss, risk, train, test, every, optimizer_state, overwrite
+    path, loss, risk, train, test, every, optimizer_state, seed, overwrite
         As for :class:`Recorder`.
     module : str, optional
         The attribute of the ``LightningModule`` that holds the network to record; the default

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
@@ -18,17 +17,20 @@ from proponent import __version__
 from proponent._randomness import fixed_randomness
 from proponent.exceptions import InvalidInputError, RunError
 from proponent.models import journal
+from proponent.models._recorder_changes import Changes
 from proponent.models._recorder_checks import (
+    check_single_process,
     checked_clip_scale,
     checked_module,
     checked_optimizer,
+    checked_seed,
     checked_set,
     divisors,
     positions,
 )
+from proponent.models._recorder_risks import measured_risks
 from proponent.models.indexed import indexed as indexed
 from proponent.models.layout import (
-    ParameterGroup,
     describe_groups,
     describe_module,
     describe_optimizer,
@@ -37,15 +39,13 @@ from proponent.models.layout import (
     optimizer_tensors,
     parameter_groups,
     parameter_names,
-    read_groups,
     state_tensors,
 )
 from proponent.models.risk import Loss, Risk
 from proponent.models.schedule import Every, Schedule
+from proponent.models.step_seeds import StepSeeds
 from proponent.models.torch import TorchModel
 from proponent.models.writer import RunWriter
-
-TEST_BATCH_SIZE = 256
 
 
 class Recorder:
@@ -69,7 +69,7 @@ class Recorder:
         Directory of the run; created.
     module : torch.nn.Module
         The module that is trained. Recording changes nothing about its training: not its
-        parameters, modes or buffers, nor any random state.
+        parameters, modes or buffers, nor (without ``seed``) any random state.
     optimizer : torch.optim.Optimizer
         The optimizer that trains it.
     loss, risk : optional
@@ -86,6 +86,9 @@ class Recorder:
         steps (1 is every step), or before the given steps, counted from 1.
     optimizer_state : bool
         Whether to store the optimizer's state (such as Adam's moments) with the parameters.
+    seed : int, optional
+        Makes the randomness of the steps repeatable, for methods that replay the run: the
+        recorder takes charge of the global generators of torch, numpy and Python (see the notes).
     overwrite : bool
         Whether a run that is already at ``path`` is replaced.
 
@@ -105,6 +108,10 @@ class Recorder:
     A step counts once the optimizer has taken it. Where a gradient scaler skips one, nothing is
     recorded; an optimizer's step without a ``recorder.step`` before it is an error.
 
+    With ``seed`` the generators are seeded before the first step, after every one, before a step's
+    first fetch from an :func:`indexed` set and before its first forward pass. Worker processes of
+    a loader draw for themselves; where their items are random a replay says that it diverged.
+
     A kill at any moment leaves a run that loads up to its last complete step; after a crash of
     the machine itself the last seconds may be lost.
 
@@ -123,6 +130,7 @@ class Recorder:
         test: Any = None,
         every: Every = "epoch",
         optimizer_state: bool = False,
+        seed: int | None = None,
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
@@ -133,6 +141,7 @@ class Recorder:
         self._n_train = None if self._train is None else len(self._train)
         self._schedule = Schedule(every, self._n_train)
         self._optimizer_state = optimizer_state
+        self._seed = checked_seed(seed)
         self._overwrite = overwrite
         self._model = None
         if loss is not None or risk is not None:
@@ -146,7 +155,6 @@ class Recorder:
                 "optimizer: it holds no parameter of the module; give the one that trains it."
             )
         self._writer: RunWriter | None = None
-        self._groups: tuple[ParameterGroup, ...] = ()
         self._pending: dict[str, Any] | None = None
         self._versions: tuple[int, ...] = ()
         self._taken = 0
@@ -181,11 +189,9 @@ class Recorder:
         """
         if self._writer is not None or self._taken:
             raise RunError("a recorder records one run; make another for another run.")
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and torch.distributed.get_world_size() > 1:
-            raise RunError("training in several processes cannot be recorded.")
+        check_single_process()
         self._layout = describe_module(self._module)
-        self._groups = parameter_groups(self._optimizer, self._names)
+        self._changes = Changes(self._module, self._optimizer, self._names)
         self._versions = self._parameter_versions()
         writer = RunWriter(self.path.absolute(), overwrite=self._overwrite)
         try:
@@ -196,6 +202,7 @@ class Recorder:
             raise
         self._hook = self._optimizer.register_step_post_hook(self._after_step)
         self._writer = writer
+        self._seeds = StepSeeds(self._seed, self._module, self._upcoming)
 
     def step(
         self,
@@ -246,15 +253,14 @@ class Recorder:
             "batch": batch.tolist(),
             "divisor": divisors(divisor, len(batch)),
             "clip_scale": checked_clip_scale(clip_scale),
+            **self._changes.entry(),
         }
-        groups = parameter_groups(self._optimizer, self._names)
-        if groups != self._groups:
-            entry |= describe_groups(groups, self._groups)
         due = self._schedule.is_due(step, batch) or retry
         if due if checkpoint is None else checkpoint:
             entry["checkpoint"] = self._store(self._writer, step, entry["lr"])
         self._versions = self._parameter_versions()
         self._pending = entry
+        self._seeds.expect()
 
     def close(self, *, complete: bool = True) -> None:
         """Store the final parameters and end the run; what leaving the context does.
@@ -275,6 +281,7 @@ class Recorder:
         finally:
             self._writer = None
             self._hook.remove()
+            self._seeds.close()
             writer.close()
 
     def _finish(self, writer: RunWriter) -> None:
@@ -335,21 +342,19 @@ class Recorder:
         self._measure(writer)
         writer.append(entry)
         self._taken += 1
-        if "groups" in entry or "settings" in entry:
-            self._groups = read_groups(entry, self._groups)
+        self._changes.commit(entry)
+        self._seeds.start_step()
+
+    def _upcoming(self) -> int:
+        """Return the step that is being prepared, counted from 1."""
+        # A compiled optimizer takes its step without telling.
+        untold = self._pending is not None and self._parameter_versions() != self._versions
+        return self._taken + 1 + untold
 
     def _measure(self, writer: RunWriter, *, first: bool = False) -> None:
         """Append the risk of every test instance at the current parameters."""
-        if self._test is None or self._model is None:
-            return
-        risks = []
-        with fixed_randomness(), self._model.evaluating(), torch.no_grad():
-            for start in range(0, len(self._test), TEST_BATCH_SIZE):
-                rows = range(len(self._test))[start : start + TEST_BATCH_SIZE]
-                batch = self._model.prepare(self._test.batch(slice(rows.start, rows.stop)))
-                risk = self._model.batch_risk(batch, len(rows))
-                risks.append(risk.to(device="cpu", dtype=torch.float64).numpy())
-        writer.append_risks(np.concatenate(risks), first=first)
+        if self._test is not None and self._model is not None:
+            writer.append_risks(measured_risks(self._model, self._test), first=first)
 
     def _store(self, writer: RunWriter, step: int, rates: list[float] | None) -> str:
         """Store the module's state before ``step``, final without rates; return its name."""
@@ -383,10 +388,12 @@ class Recorder:
             "library_version": __version__,
             "module": self._layout,
             "optimizer": describe_optimizer(self._optimizer, self._names),
-            **describe_groups(self._groups),
+            **describe_groups(self._changes.groups),
             "loss": None if self._model is None else self._model.loss_name,
             "every": sorted(every) if isinstance(every, frozenset) else every,
             "optimizer_state": self._optimizer_state,
+            "seed": self._seed,
+            "environment": {"torch": torch.__version__, "threads": torch.get_num_threads()},
             "n_train": self._n_train,
             "train_fingerprint": fingerprint,
             "test": test,

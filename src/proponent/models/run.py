@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,10 @@ class TrainingRun:
         Whether the recording ended as it should; after a crash or a kill it did not.
     notes : tuple of str
         What the recorder noticed.
+    seed : int or None
+        The seed of the steps' randomness, where the run was recorded with one.
+    optimizer : mapping
+        What the recorder noted of the optimizer: its ``class`` and what it holds.
     """
 
     path: Path
@@ -72,6 +77,8 @@ class TrainingRun:
     test_ids: NDArray[Any] | None
     complete: bool
     notes: tuple[str, ...]
+    seed: int | None
+    optimizer: Mapping[str, Any]
 
     @classmethod
     def load(
@@ -132,11 +139,12 @@ class TrainingRun:
                 f"{self.path / journal.STEPS} is damaged: the run ended after step {end['end']}, "
                 f"and the journal has {len(entries):,} steps."
             )
+        self.optimizer = MappingProxyType(header["optimizer"])
+        self.seed = header.get("seed")
         steps: list[Step] = []
-        groups = read_groups(header)
         for index, entry in enumerate(entries, 1):
-            steps.append(read_step(entry, index, groups, self.n_train))
-            groups = steps[-1].groups
+            before = steps[-1] if steps else read_groups(header)
+            steps.append(read_step(entry, index, before, self.n_train, self.seed))
         self.steps = tuple(steps)
         self.complete = end is not None
         notes = [] if end is None else end["notes"]

@@ -32,7 +32,7 @@ class TransformersRecorder(RecordingCallback):
 
     Parameters
     ----------
-    path, loss, risk, train, test, every, optimizer_state, overwrite
+    path, loss, risk, train, test, every, optimizer_state, seed, overwrite
         As for :class:`Recorder`.
     divisor : callable, optional
         ``divisor(inputs)``, from a batch as it enters the model: what each instance's risk is

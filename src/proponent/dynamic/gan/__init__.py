@@ -1,0 +1,1 @@
+"""Generative adversarial training, recorded, replayed and differentiated backwards."""

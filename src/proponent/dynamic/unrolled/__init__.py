@@ -1,0 +1,1 @@
+"""Derivatives of a recorded training run, step by step: hypergradients and their adjoints."""
