@@ -193,3 +193,25 @@ def moments(generator: nn.Module) -> Tensor:
     """Return a mean and a spread of what the generator makes, (2,)."""
     made = generator(PROBE)
     return torch.stack([made[:, 0].mean() - made[:, 1].square().mean(), made.var(0).sum()])
+
+
+class Judge(nn.Sequential):
+    """A discriminator that looks at the features alone, where instances have labels too."""
+
+    def forward(self, features: Tensor, label: Tensor | None = None) -> Tensor:
+        return super().forward(features)
+
+
+def adversarial_run(task: Any) -> AdversarialRun:
+    """Return a recorded adversarial training on a task of the contract."""
+    torch.manual_seed(1)
+    features = task.train[0].shape[1]
+    players = nn.Linear(LATENT, features), Judge(nn.Linear(features, 5), nn.Tanh(), nn.Linear(5, 1))
+    for player in players:
+        player.double()
+    optimizers = [torch.optim.Adam(player.parameters(), lr=0.02) for player in players]
+    path = task.folder / "adversarial"
+    options = {"train": task.train, "noise": LATENT, "overwrite": True}
+    with AdversarialTraining(path, *players, *optimizers, **options) as training:
+        training.run(12, batch_size=5)
+    return AdversarialRun.load(path, *players)

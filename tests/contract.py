@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contract_studies import noisy_run, word_run
+from contract_studies import Spread, adversarial_run, noisy_run, word_run
 from numpy.typing import NDArray
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -375,6 +375,12 @@ APART: dict[str, Apart] = {
         lambda method, task: method.influence(task.test),
         {"n_permutations": 20, "tolerance": 0},
         formula=r"\psi_i",
+        lacks="memorization",
+    ),
+    "GANInfluence": Apart(
+        lambda method, task: method.influence(),
+        {"metric": Spread(2.0), "greater_is_better": True},
+        study=adversarial_run,
         lacks="memorization",
     ),
     "InfluenceSketching": Apart(

@@ -1,6 +1,6 @@
-"""What the contract's rows study that is no plain classifier: a risk that draws, and words.
+"""What the contract studies that is no plain classifier: a risk that draws, words, players.
 
-Both have the layers that the contract's tests handle by their place in the network.
+The first two have the layers that the contract's tests handle by their place in the network.
 """
 
 import copy
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from proponent.dynamic.gan.run import AdversarialRun
+from proponent.dynamic.gan.training import AdversarialTraining
 from proponent.models.recorder import Recorder
 from proponent.models.run import TrainingRun
 from proponent.models.sampled_risk import Draw, SampledRisk
@@ -73,3 +75,39 @@ def _train(task: Any, path: Any) -> nn.Module:
                 optimizer.step()
     optimizer.zero_grad()
     return net.train()
+
+
+class Player(nn.Module):
+    """A player that does not look at labels."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(widths[0], widths[1]), nn.Tanh(), nn.Linear(widths[1], widths[2])
+        ).double()
+
+    def forward(self, x: Tensor, labels: Any = None) -> Tensor:
+        return self.layers(x)
+
+
+class Spread(float):
+    """A metric of a generator, shown as a number so that a method with it can be shown."""
+
+    def __call__(self, generator: nn.Module) -> Tensor:
+        return self * generator(torch.randn(20, 2, dtype=torch.float64)).var(0)
+
+
+def adversarial_run(task: Any) -> AdversarialRun:
+    """Return a recorded adversarial training on the task's features; trained once a task."""
+    path = task.folder / "adversarial"
+    features = task.train[0].shape[1]
+    torch.manual_seed(3)
+    players = Player(2, 4, features), Player(features, 4, 1)
+    if not path.exists():
+        trained = copy.deepcopy(players)
+        optimizers = [torch.optim.Adam(player.parameters(), lr=0.02) for player in trained]
+        with AdversarialTraining(
+            path, *trained, *optimizers, train=task.train, noise=2, every=3
+        ) as training:
+            training.run(steps=4, batch_size=7)
+    return AdversarialRun.load(path, *players)

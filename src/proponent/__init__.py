@@ -111,6 +111,14 @@ _EXPORTS: dict[str, str] = {
     "HyDRA": "proponent.dynamic.hydra",
     "SGDInfluence": "proponent.dynamic.sgd_influence",
     "SOURCE": "proponent.dynamic.source",
+    "AdversarialTraining": "proponent.dynamic.gan.training",
+    "AdversarialRun": "proponent.dynamic.gan.run",
+    "AdversarialLoss": "proponent.dynamic.gan.losses",
+    "GANInfluence": "proponent.dynamic.gan_influence",
+    "KernelDistance": "proponent.dynamic.gan.metrics",
+    "FrechetDistance": "proponent.dynamic.gan.metrics",
+    "InceptionScore": "proponent.dynamic.gan.metrics",
+    "ParzenLogLikelihood": "proponent.dynamic.gan.metrics",
     # trees
     "BoostIn": "proponent.trees.boost_in",
     "LeafInfluence": "proponent.trees.leaf_influence",
@@ -124,6 +132,16 @@ if TYPE_CHECKING:
     from proponent.data import Instances
     from proponent.dynamic.anomaly_scores import AnomalyScores
     from proponent.dynamic.checkpoints import EveryKth, LargestRiskChange
+    from proponent.dynamic.gan.losses import AdversarialLoss
+    from proponent.dynamic.gan.metrics import (
+        FrechetDistance,
+        InceptionScore,
+        KernelDistance,
+        ParzenLogLikelihood,
+    )
+    from proponent.dynamic.gan.run import AdversarialRun
+    from proponent.dynamic.gan.training import AdversarialTraining
+    from proponent.dynamic.gan_influence import GANInfluence
     from proponent.dynamic.gas import GAS
     from proponent.dynamic.gradient_similarity import GradientCosine, GradientDot
     from proponent.dynamic.hydra import HyDRA
@@ -210,6 +228,9 @@ __all__ = [
     "RPSLJE",
     "SOURCE",
     "TRAK",
+    "AdversarialLoss",
+    "AdversarialRun",
+    "AdversarialTraining",
     "AnomalyScores",
     "ArnoldiIF",
     "Banzhaf",
@@ -228,6 +249,8 @@ __all__ = [
     "Downsampling",
     "EveryKth",
     "FastIF",
+    "FrechetDistance",
+    "GANInfluence",
     "Game",
     "GaussianNaiveBayesLearner",
     "GenerativeDownsampling",
@@ -239,6 +262,7 @@ __all__ = [
     "HighDimensionalRepresenter",
     "HyDRA",
     "IdealTracIn",
+    "InceptionScore",
     "Influence",
     "InfluenceFunctions",
     "InfluenceMethod",
@@ -246,6 +270,7 @@ __all__ = [
     "Instances",
     "KNNLeaveOneOut",
     "KNNShapley",
+    "KernelDistance",
     "LargestRiskChange",
     "LeafInfluence",
     "LeastCore",
@@ -263,6 +288,7 @@ __all__ = [
     "NearestNeighboursLearner",
     "NeuronShapley",
     "OwenShapley",
+    "ParzenLogLikelihood",
     "RankStability",
     "Recorder",
     "RelatIF",

@@ -7,7 +7,6 @@ class.
 from __future__ import annotations
 
 from proponent.card import MethodCard
-from proponent.catalogue.dynamic import DYNAMIC
 from proponent.catalogue.retraining import RETRAINING
 from proponent.catalogue.trees import TREES
 
@@ -56,7 +55,7 @@ SURVEY_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SGD-Influence", ("SGDInfluence",)),
 )
 
-PLANNED: dict[str, MethodCard] = {card.name: card for card in (*RETRAINING, *DYNAMIC, *TREES)}
+PLANNED: dict[str, MethodCard] = {card.name: card for card in (*RETRAINING, *TREES)}
 
 
 def planned(name: str) -> MethodCard | None:

@@ -49,11 +49,11 @@ def test_kernel_distance(generator):
         return kernel(rows, rows)[~np.eye(len(rows), dtype=bool)].mean()
 
     expected = within(made) + within(REAL) - 2 * kernel(made, REAL).mean()
-    assert float(found) == pytest.approx(expected, rel=1e-10)
+    assert found.item() == pytest.approx(expected, rel=1e-10)
     median = np.median(pairwise_distances(REAL)[np.triu_indices(len(REAL), 1)])
     by_default = KernelDistance(REAL, given, samples=30)(generator)
-    assert float(by_default) == pytest.approx(
-        float(KernelDistance(REAL, given, samples=30, bandwidth=median)(generator)), rel=0.05
+    assert by_default.item() == pytest.approx(
+        KernelDistance(REAL, given, samples=30, bandwidth=median)(generator).item(), rel=0.05
     )
 
 
@@ -68,7 +68,7 @@ def test_frechet_distance(generator):
     one, other = np.cov(left.T), np.cov(right.T)
     shift = left.mean(0) - right.mean(0)
     expected = shift @ shift + np.trace(one + other - 2 * sqrtm(one @ other).real)
-    assert float(found) == pytest.approx(expected, rel=1e-10)
+    assert found.item() == pytest.approx(expected, rel=1e-10)
     with pytest.raises(InvalidInputError, match="samples: 3 instances"):
         FrechetDistance(REAL, given, samples=3)(generator)
 
@@ -78,7 +78,7 @@ def test_inception_score(generator):
     made = made_by(generator)
     shares = np.exp(made) / np.exp(made).sum(1, keepdims=True)
     mean = np.broadcast_to(shares.mean(0), shares.shape)
-    assert float(found) == pytest.approx(np.exp(entropy(shares, mean, axis=1).mean()), rel=1e-10)
+    assert found.item() == pytest.approx(np.exp(entropy(shares, mean, axis=1).mean()), rel=1e-10)
 
 
 def test_parzen_log_likelihood(generator):
@@ -107,6 +107,12 @@ def test_the_gradients_are_those_of_differences(generator):
                 generator.weight.data[place] -= step
             slope = (values[0] - values[1]) / 2e-5
             assert float(gradient[place]) == pytest.approx(slope, rel=1e-5)
+
+
+def test_a_metric_is_shown_as_it_was_made():
+    metric = ParzenLogLikelihood(2, bandwidth=0.7)
+    assert eval(repr(metric)) == metric
+    assert "array" not in repr(KernelDistance(REAL, 2))
 
 
 def test_arguments_are_refused():

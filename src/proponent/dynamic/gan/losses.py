@@ -15,6 +15,7 @@ from proponent.exceptions import InvalidInputError
 Generated = tuple[Any, ...]  # what the generator made, and the conditions that it was given
 DiscriminatorLoss = Callable[[nn.Module, Any, Generated], tuple[Tensor, Tensor]]
 GeneratorLoss = Callable[[nn.Module, Generated], Tensor]
+Term = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,38 @@ class AdversarialLoss:
     generator: GeneratorLoss
 
 
-def wasserstein_gp(weight: float = 10.0) -> AdversarialLoss:
-    """Return the Wasserstein loss with a penalty on the gradient (Gulrajani et al. 2017).
+@dataclass(frozen=True)
+class _OfLogits:
+    """The discriminator's loss whose terms are functions of its outputs."""
 
-    The penalty ``weight * (||grad D(x)|| - 1)^2`` is taken at a random point between each real
-    instance and a generated one, and counts as a term of that instance.
+    real: Term
+    fake: Term
 
-    Parameters
-    ----------
-    weight : float
-        Weight of the penalty.
-    """
+    def __call__(
+        self, discriminator: nn.Module, batch: Any, generated: Generated
+    ) -> tuple[Tensor, Tensor]:
+        judged = discriminator(*_columns(batch))
+        return _mean(self.real(judged)), _mean(self.fake(discriminator(*generated)))
 
-    def discriminator_loss(
-        discriminator: nn.Module, batch: Any, generated: Generated
+
+@dataclass(frozen=True)
+class _OfGenerated:
+    """The generator's loss whose terms are a function of the discriminator's outputs."""
+
+    term: Term
+
+    def __call__(self, discriminator: nn.Module, generated: Generated) -> Tensor:
+        return _mean(self.term(discriminator(*generated)))
+
+
+@dataclass(frozen=True)
+class _WithPenalty:
+    """The discriminator's Wasserstein loss with a penalty on its gradient."""
+
+    weight: float
+
+    def __call__(
+        self, discriminator: nn.Module, batch: Any, generated: Generated
     ) -> tuple[Tensor, Tensor]:
         real, *conditions = _columns(batch)
         fake = generated[0]
@@ -73,31 +92,21 @@ def wasserstein_gp(weight: float = 10.0) -> AdversarialLoss:
         (slope,) = torch.autograd.grad(judged.sum(), between, create_graph=True)
         penalty = (slope.flatten(1).norm(dim=1) - 1).square()
         judged_real = _mean(discriminator(real, *conditions))
-        return weight * penalty - judged_real, _mean(discriminator(*generated))
-
-    return AdversarialLoss(
-        discriminator_loss,
-        lambda discriminator, generated: -_mean(discriminator(*generated)),
-    )
+        return self.weight * penalty - judged_real, _mean(discriminator(*generated))
 
 
-def _of_logits(
-    real: Callable[[Tensor], Tensor],
-    fake: Callable[[Tensor], Tensor],
-    generator: Callable[[Tensor], Tensor],
-) -> AdversarialLoss:
-    """Return the loss whose terms are functions of the discriminator's outputs."""
+def wasserstein_gp(weight: float = 10.0) -> AdversarialLoss:
+    """Return the Wasserstein loss with a penalty on the gradient (Gulrajani et al. 2017).
 
-    def discriminator_loss(
-        discriminator: nn.Module, batch: Any, generated: Generated
-    ) -> tuple[Tensor, Tensor]:
-        judged = discriminator(*_columns(batch))
-        return _mean(real(judged)), _mean(fake(discriminator(*generated)))
+    The penalty ``weight * (||grad D(x)|| - 1)^2`` is taken at a random point between each real
+    instance and a generated one, and counts as a term of that instance.
 
-    def generator_loss(discriminator: nn.Module, generated: Generated) -> Tensor:
-        return _mean(generator(discriminator(*generated)))
-
-    return AdversarialLoss(discriminator_loss, generator_loss)
+    Parameters
+    ----------
+    weight : float
+        Weight of the penalty.
+    """
+    return AdversarialLoss(_WithPenalty(weight), _OfGenerated(torch.neg))
 
 
 def _mean(terms: Tensor) -> Tensor:
@@ -114,22 +123,45 @@ def _columns(batch: Any) -> tuple[Any, ...]:
     return batch if isinstance(batch, tuple) else (batch,)
 
 
-def _log_sigmoid(logits: Tensor) -> Tensor:
-    return functional.logsigmoid(logits)
+def _if_real(logits: Tensor) -> Tensor:
+    """Return minus the log of the probability of "real"."""
+    return -functional.logsigmoid(logits)
+
+
+def _if_fake(logits: Tensor) -> Tensor:
+    return -functional.logsigmoid(-logits)
+
+
+def _log_of_fake(logits: Tensor) -> Tensor:
+    return functional.logsigmoid(-logits)
+
+
+def _to_one(outputs: Tensor) -> Tensor:
+    return (outputs - 1).square() / 2
+
+
+def _to_zero(outputs: Tensor) -> Tensor:
+    return outputs.square() / 2
+
+
+def _above_one(outputs: Tensor) -> Tensor:
+    return (1 - outputs).relu()
+
+
+def _below_minus_one(outputs: Tensor) -> Tensor:
+    return (1 + outputs).relu()
+
+
+def _of_outputs(real: Term, fake: Term, generator: Term) -> AdversarialLoss:
+    return AdversarialLoss(_OfLogits(real, fake), _OfGenerated(generator))
 
 
 LOSSES: dict[str, AdversarialLoss] = {
-    "bce": _of_logits(
-        lambda d: -_log_sigmoid(d), lambda d: -_log_sigmoid(-d), lambda d: -_log_sigmoid(d)
-    ),
-    "minimax": _of_logits(
-        lambda d: -_log_sigmoid(d), lambda d: -_log_sigmoid(-d), lambda d: _log_sigmoid(-d)
-    ),
-    "least_squares": _of_logits(
-        lambda d: (d - 1).square() / 2, lambda d: d.square() / 2, lambda d: (d - 1).square() / 2
-    ),
-    "hinge": _of_logits(lambda d: (1 - d).relu(), lambda d: (1 + d).relu(), lambda d: -d),
-    "wasserstein": _of_logits(lambda d: -d, lambda d: d, lambda d: -d),
+    "bce": _of_outputs(_if_real, _if_fake, _if_real),
+    "minimax": _of_outputs(_if_real, _if_fake, _log_of_fake),
+    "least_squares": _of_outputs(_to_one, _to_zero, _to_one),
+    "hinge": _of_outputs(_above_one, _below_minus_one, torch.neg),
+    "wasserstein": _of_outputs(torch.neg, torch.clone, torch.neg),
     "wasserstein_gp": wasserstein_gp(),
 }
 

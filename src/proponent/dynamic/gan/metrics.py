@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -16,37 +17,30 @@ from torch import Tensor, nn
 from proponent.dynamic.gan.noise import Noise, moved_to, noise_of
 from proponent.exceptions import InvalidInputError
 
+Features = Callable[[Any], Tensor]
+
 
 class _OfSamples:
-    """Base of the metrics that look at generated instances.
+    """Base of the metrics that look at generated instances."""
 
-    Parameters
-    ----------
-    noise : int, sequence of int, or callable
-        As :class:`AdversarialTraining` takes it.
-    samples : int
-        Number of generated instances.
-    features : callable, optional
-        Maps a batch of real or generated instances to features ``(batch, d)``, a network in
-        evaluation mode, say; the default flattens them.
-    """
+    noise: Noise
+    samples: int
+    features: Features | None
 
-    def __init__(
-        self, noise: Noise, *, samples: int = 256, features: Callable[[Any], Tensor] | None = None
-    ) -> None:
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
-            raise InvalidInputError(f"samples: expected an integer of at least 2; got {samples!r}.")
-        self.noise = noise
-        self.samples = samples
-        self.features = features
-        self._draw = noise_of(noise)
-
-    def __repr__(self) -> str:
-        """Return the name and the number of generated instances."""
-        return f"{type(self).__name__}(samples={self.samples})"
+    def __post_init__(self) -> None:
+        """Check what the metric was given."""
+        noise_of(self.noise)
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 2:
+            raise InvalidInputError(
+                f"samples: expected an integer of at least 2; got {self.samples!r}."
+            )
+        bandwidth = getattr(self, "bandwidth", None)
+        if bandwidth is not None and not 0 < bandwidth < math.inf:
+            raise InvalidInputError(f"bandwidth: expected a positive number; got {bandwidth!r}.")
 
     def _generated(self, generator: nn.Module) -> Tensor:
-        noise = moved_to(self._draw(self.samples), generator)
+        """Return the features of generated instances."""
+        noise = moved_to(noise_of(self.noise)(self.samples), generator)
         made = generator(*noise) if isinstance(noise, tuple) else generator(noise)
         return self._described(made)
 
@@ -59,6 +53,7 @@ class _OfSamples:
         return batch.flatten(1) if self.features is None else self.features(batch)
 
 
+@dataclass(frozen=True, eq=False)
 class KernelDistance(_OfSamples):
     r"""Squared maximum mean discrepancy between generated and real instances.
 
@@ -69,28 +64,23 @@ class KernelDistance(_OfSamples):
     ----------
     real : array or Tensor of shape (m, ...)
         Real instances, of a test set.
-    noise, samples, features
-        As in the base.
+    noise : int, sequence of int, or callable
+        As :class:`AdversarialTraining` takes it.
+    samples : int
+        Number of generated instances.
+    features : callable, optional
+        Maps a batch of real or generated instances to features ``(batch, d)``, a network in
+        evaluation mode, say; the default flattens them.
     bandwidth : float, optional
         Standard deviation of the kernel; the default is the median distance of real instances.
     """
 
     greater_is_better: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        real: Any,
-        noise: Noise,
-        *,
-        samples: int = 256,
-        features: Callable[[Any], Tensor] | None = None,
-        bandwidth: float | None = None,
-    ) -> None:
-        super().__init__(noise, samples=samples, features=features)
-        if bandwidth is not None and not 0 < bandwidth < math.inf:
-            raise InvalidInputError(f"bandwidth: expected a positive number; got {bandwidth!r}.")
-        self.real = real
-        self.bandwidth = bandwidth
+    real: Any = field(repr=False)
+    noise: Noise
+    samples: int = field(default=256, kw_only=True)
+    features: Features | None = field(default=None, kw_only=True)
+    bandwidth: float | None = field(default=None, kw_only=True)
 
     def __call__(self, generator: nn.Module) -> Tensor:
         """Return the squared distance."""
@@ -104,6 +94,7 @@ class KernelDistance(_OfSamples):
         return within - 2 * kernel(made, real).mean()
 
 
+@dataclass(frozen=True, eq=False)
 class FrechetDistance(_OfSamples):
     r"""Fréchet distance between Gaussians of features of generated and real instances.
 
@@ -114,22 +105,20 @@ class FrechetDistance(_OfSamples):
     ----------
     real : array or Tensor of shape (m, ...)
         Real instances, of a test set.
-    noise, samples, features
-        As in the base; more of either than there are features.
+    noise : int, sequence of int, or callable
+        As :class:`AdversarialTraining` takes it.
+    samples : int
+        Number of generated instances; there, as of real ones, more than features.
+    features : callable, optional
+        Maps a batch of real or generated instances to features ``(batch, d)``, a network in
+        evaluation mode, say; the default flattens them.
     """
 
     greater_is_better: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        real: Any,
-        noise: Noise,
-        *,
-        samples: int = 256,
-        features: Callable[[Any], Tensor] | None = None,
-    ) -> None:
-        super().__init__(noise, samples=samples, features=features)
-        self.real = real
+    real: Any = field(repr=False)
+    noise: Noise
+    samples: int = field(default=256, kw_only=True)
+    features: Features | None = field(default=None, kw_only=True)
 
     def __call__(self, generator: nn.Module) -> Tensor:
         """Return the distance.
@@ -156,6 +145,7 @@ class FrechetDistance(_OfSamples):
         return shift.square().sum() + spread
 
 
+@dataclass(frozen=True)
 class InceptionScore(_OfSamples):
     r"""Exponential of the mean divergence of class probabilities from their mean.
 
@@ -164,20 +154,19 @@ class InceptionScore(_OfSamples):
 
     Parameters
     ----------
-    classifier : callable
+    features : callable
         Maps generated instances to logits ``(batch, classes)``: a trained network in evaluation
         mode.
-    noise, samples
-        As in the base.
+    noise : int, sequence of int, or callable
+        As :class:`AdversarialTraining` takes it.
+    samples : int
+        Number of generated instances.
     """
 
     greater_is_better: ClassVar[bool] = True
-
-    def __init__(
-        self, classifier: Callable[[Any], Tensor], noise: Noise, *, samples: int = 256
-    ) -> None:
-        super().__init__(noise, samples=samples, features=classifier)
-        self.classifier = classifier
+    features: Features
+    noise: Noise
+    samples: int = field(default=256, kw_only=True)
 
     def __call__(self, generator: nn.Module) -> Tensor:
         """Return the score."""
@@ -186,6 +175,7 @@ class InceptionScore(_OfSamples):
         return (logs.exp() * (logs - mean)).sum(1).mean().exp()
 
 
+@dataclass(frozen=True)
 class ParzenLogLikelihood(_OfSamples):
     r"""Log-likelihood of each test instance under a kernel density of generated ones.
 
@@ -194,26 +184,22 @@ class ParzenLogLikelihood(_OfSamples):
 
     Parameters
     ----------
-    noise, samples, features
-        As in the base.
+    noise : int, sequence of int, or callable
+        As :class:`AdversarialTraining` takes it.
+    samples : int
+        Number of generated instances.
+    features : callable, optional
+        Maps a batch of real or generated instances to features ``(batch, d)``, a network in
+        evaluation mode, say; the default flattens them.
     bandwidth : float
         The standard deviation of the kernel.
     """
 
     greater_is_better: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        noise: Noise,
-        *,
-        bandwidth: float,
-        samples: int = 256,
-        features: Callable[[Any], Tensor] | None = None,
-    ) -> None:
-        super().__init__(noise, samples=samples, features=features)
-        if not 0 < bandwidth < math.inf:
-            raise InvalidInputError(f"bandwidth: expected a positive number; got {bandwidth!r}.")
-        self.bandwidth = bandwidth
+    noise: Noise
+    bandwidth: float = field(kw_only=True)
+    samples: int = field(default=256, kw_only=True)
+    features: Features | None = field(default=None, kw_only=True)
 
     def __call__(self, generator: nn.Module, batch: Any) -> Tensor:
         """Return the log-likelihood of each instance of the batch, ``(batch,)``."""

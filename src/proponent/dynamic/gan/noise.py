@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,7 +39,18 @@ def noise_of(given: Noise) -> Callable[[int], Any]:
             f"noise: expected the size or shape of one instance's standard normal noise, or a "
             f"callable noise(n); got {given!r}."
         )
-    return lambda n: torch.randn(n, *sizes)
+    return StandardNormal(sizes)
+
+
+@dataclass(frozen=True)
+class StandardNormal:
+    """Standard normal noise of a shape."""
+
+    sizes: tuple[int, ...]
+
+    def __call__(self, n: int) -> Tensor:
+        """Return the noise of n instances, ``(n, *sizes)``."""
+        return torch.randn(n, *self.sizes)
 
 
 def moved_to(batch: Any, module: nn.Module) -> Any:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from proponent import __version__
 from proponent._randomness import fixed_randomness
 from proponent.dynamic.gan.adversaries import PLAYERS, Adversaries, Move
+from proponent.dynamic.gan.batches import ShuffledBatches
 from proponent.dynamic.gan.losses import AdversarialLoss, loss_of
 from proponent.dynamic.gan.noise import Noise, noise_of
 from proponent.dynamic.gan.optimizers import checked_optimizer
@@ -281,7 +282,7 @@ class AdversarialTraining:
             )
         if simultaneous and discriminator_steps != 1:
             raise InvalidInputError("discriminator_steps: a simultaneous step has one of each.")
-        batches = _Batches(len(self._train), batch_size, (self._recipe["seed"], self._taken))
+        batches = ShuffledBatches(len(self._train), batch_size, (self._recipe["seed"], self._taken))
         for _ in range(steps):
             if simultaneous:
                 self.joint_step(next(batches))
@@ -385,19 +386,3 @@ class AdversarialTraining:
                 for group in optimizer.param_groups
             ],
         }
-
-
-class _Batches:
-    """Batches of the shuffled positions, epoch after epoch; a remainder is left out."""
-
-    def __init__(self, n: int, size: int, seed: tuple[int, ...]) -> None:
-        self._random = np.random.default_rng(seed)
-        self._n = n
-        self._size = size
-        self._left = np.empty(0, dtype=np.int64)
-
-    def __next__(self) -> NDArray[np.int64]:
-        if len(self._left) < self._size:
-            self._left = self._random.permutation(self._n)
-        batch, self._left = self._left[: self._size], self._left[self._size :]
-        return batch
