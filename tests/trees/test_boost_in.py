@@ -193,5 +193,5 @@ def test_refusals_name_what_is_wrong():
 
 
 def test_it_is_not_fitted_to_a_network():
-    with pytest.raises(InvalidInputError, match="expected a trained tree ensemble"):
+    with pytest.raises(InvalidInputError, match="needs a fitted gradient-boosted"):
         BoostIn().fit(pp.methods, table(2)[0])

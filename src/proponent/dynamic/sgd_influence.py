@@ -26,6 +26,9 @@ class SGDInfluence(UnrolledMethod):
 
     From ``u = g_te^(T)`` on, for t = T .. 1,
 
+    ``I(z_i, z_te) = sum_{t : z_i in B_t} (eta_t / |B_t|) <u_t, g_i>``, with the test gradient
+    pulled back through every step, from the last to the first:
+
     .. math::
         I(z_i, z_{te}) \mathrel{+}= \frac{\eta_t}{|\mathcal{B}_t|} \langle u,
         \nabla\ell(z_i; \theta^{(t-1)}) \rangle \ (i \in \mathcal{B}_t), \qquad

@@ -67,12 +67,12 @@ class SOURCE(StepwiseMethod, GradientMethod):
         theta_{-i} - theta = (1/n) sum_l (prod_{l' > l} S_l') (1 - S_l) H_l^{-1} g_{i,l},
         S_l = exp(-eta_l K_l H_l),
 
-    and ``I(z_i, z_te)`` is this times the gradient of the test risk at the final parameters. Along
+    and ``I(z_i, z_te) = <g_te, theta_{-i} - theta>``, with the test gradient at the end. Along
     an eigenvector of curvature s a segment has the factor ``(1 - exp(-eta K s)) / s``: ``1/s``, as
     influence functions have it, where training has converged, and ``eta K``, as TracIn has it,
     where it has not. So nothing has to be stationary or unique, and the order of training counts.
 
-    **Source** Bae, Lin, Lorraine and Grosse, "Training data attribution via approximate unrolled
+    **Source** Bae et al., "Training data attribution via approximate unrolled
     differentiation", NeurIPS 2024.
 
     **Differs from the paper in** the optimizer: plain stochastic gradient descent, with momentum by

@@ -38,7 +38,8 @@ class TracInAD(AlongSampledRun):
     ``s(x) = sum_c eta_c <g_c, grad l(x)>`` with ``g_c`` the mean gradient of ``sample`` training
     instances at checkpoint c: the mean influence of the training set on x. As published, **a high
     score marks an anomaly**. For any risk: that of a classifier, an autoencoder, a variational
-    autoencoder or a language model.
+    autoencoder or a language model. ``influence`` gives each training instance's part,
+    ``I(z_i, z_te) = sum_c eta_c <g_i, g_te>``.
 
     The score says how much training lowers the risk of x, and early in training that is often
     most for ordinary instances, whose scores are then the higher ones. Check the sign on instances

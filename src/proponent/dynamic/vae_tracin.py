@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class VAETracIn(AlongSampledRun):
     r"""TracIn for variational autoencoders, with independent draws on either side.
 
-    ``I(x_i, x_te) = sum_c eta_c <grad l(x_i), grad l(x_te)>`` for the risk of a :math:`\beta`-VAE,
+    ``I(z_i, z_te) = sum_c eta_c <grad l(z_i), grad l(z_te)>`` for the risk of a :math:`\beta`-VAE,
     ``l(x) = beta KL(q(z|x) || p(z)) - E_{z ~ q(z|x)} log p(x|z)``. The expectation is the mean over
     ``draws`` reparameterised draws, which are independent for the two instances, also where they
     are the same one: the scores, memorization included, are unbiased.

@@ -32,7 +32,7 @@ class LeafInfluence(TreeMethod):
     that later ones are fitted to. "I(z_i, z_te) =" estimates leave-one-out for fixed structures,
     which :class:`LeafRefit` computes without the linearisation.
 
-    **Source** Sharchilev, Ustinovskiy, Serdyukov and de Rijke, ICML 2018; survey section 5.1.1.3.
+    **Source** Sharchilev et al., ICML 2018; survey section 5.1.1.3.
 
     **Differs from the paper in** the algorithm: the exact recursion runs backwards through the
     trees for the tests, in O(n m T) where going forwards takes O(n^2 T); and in the derivatives

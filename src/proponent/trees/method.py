@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from typing_extensions import override
 
+from proponent._randomness import fixed_randomness
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
 from proponent.method import InfluenceMethod
 from proponent.trees.losses import Values
-from proponent.trees.read import read
+from proponent.trees.read import is_ensemble, read
 from proponent.trees.view import LeafRows, LeafView
 
 if TYPE_CHECKING:
@@ -78,20 +79,23 @@ class TreeMethod(InfluenceMethod):
             If the model is of another kind, not fitted, or has settings under which the formulas
             do not hold; or the training set is empty or not the one of the model.
         """
+        if not is_ensemble(model):
+            raise self._wrong_kind(model)
         instances = Instances.of(train, ids=ids, role="train")
         if not len(instances):
             raise InvalidInputError("train: the set is empty; influence needs instances.")
-        margins = base_margin
-        if callable(base_margin):
-            margins = base_margin(instances.features("train"))
-        view = read(
-            model,
-            instances,
-            base_margin=margins,
-            sample_weight=sample_weight,
-            sample_mask=sample_mask,
-            approximate=self.approximate,
-        )
+        with fixed_randomness():  # data sets may draw when they are looked at
+            margins = base_margin
+            if callable(base_margin):
+                margins = base_margin(instances.features("train"))
+            view = read(
+                model,
+                instances,
+                base_margin=margins,
+                sample_weight=sample_weight,
+                sample_mask=sample_mask,
+                approximate=self.approximate,
+            )
         self._check(view)
         self._margin = base_margin
         self.view_ = view
@@ -114,7 +118,8 @@ class TreeMethod(InfluenceMethod):
                 "base_margin: test instances need initial scores as well; give fit a callable "
                 "that returns them for any features X, base_margin=lambda X: ..."
             )
-        return self.view_.place(instances, base_margin=margins)
+        with fixed_randomness():
+            return self.view_.place(instances, base_margin=margins)
 
     def _train_rows(self, rows: range) -> LeafRows:
         """Return the training instances at ``rows`` in their leaves."""

@@ -71,6 +71,17 @@ def read(
     return checked(reading, instances, approximate=approximate)
 
 
+def is_ensemble(model: Any) -> bool:
+    """Whether a model is a leaf view, or of a class that is read as one."""
+    if isinstance(model, LeafView):
+        return True
+    return any(
+        base.__module__ == prefix or base.__module__.startswith(f"{prefix}.")
+        for base in type(model).__mro__
+        for prefix in READERS
+    )
+
+
 def _reader_of(model: Any) -> str:
     """Return the reader of a model, found by where its class or a base of it is defined."""
     for base in type(model).__mro__:
