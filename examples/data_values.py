@@ -87,7 +87,7 @@ def value_labels(
         "Shapley": pp.Shapley(n_models, utility="accuracy", **shared),
         # These look at the risk, the cross-entropy, of the same models as the one above, ...
         "Shapley of the risk": pp.Shapley(n_models, **shared),
-        "BetaShapley(1, 4)": pp.BetaShapley(1, 4, n_models=n_models, **shared),
+        "BetaShapley(1, 4)": pp.BetaShapley(1, 4, sizes="uniform", n_models=n_models, **shared),
         # ... and these need subsets of other sizes.
         "Banzhaf": pp.Banzhaf(n_models // 4, **shared),
         "DataOOB": pp.DataOOB(n_models // 20, **shared),

@@ -23,8 +23,10 @@ from proponent.exceptions import InvalidInputError, NonFiniteError, RunError
 from proponent.gradients.products import GradientQuery
 from proponent.gradients.projection import Projection
 
+# These study other runs or risks than the ones here, or go through a whole run.
+OTHERS = {"IdealTracIn", "TracInWE", "VAETracIn", "HyDRA", "SGDInfluence", "SOURCE"}
 METHODS = sorted(
-    name for name in ROWS if getattr(pp, name).card.family == "dynamic" and name != "IdealTracIn"
+    name for name in ROWS if getattr(pp, name).card.family == "dynamic" and name not in OTHERS
 )
 AT_MODEL = ("GradientDot", "GradientCosine")
 NORMALISED = ("GAS", "GradientCosine", "RenormalizedTracIn")
