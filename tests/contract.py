@@ -47,6 +47,8 @@ class Row:
     seeded : mapping
         Settings under which its seed, where it has one, changes the numbers; None: it decides only
         what is random in a training, and that of the study is not.
+    replays : bool
+        Whether it replays the recorded batches, in the mode they were trained in.
     own_groups : bool
         Whether it answers for groups although their influence is no sum.
     tolerance : float
@@ -59,6 +61,7 @@ class Row:
     diagonal: bool = True
     any_test: bool = True
     seeded: Mapping[str, Any] | None = field(default_factory=dict)
+    replays: bool = False
     own_groups: bool = False
     tolerance: float = 1e-12
 
@@ -262,8 +265,8 @@ ROWS: dict[str, Row] = {
     "TracInWE": Row(word_run),
     "VAETracIn": Row(noisy_run, {"draws": 4}),
     "TracInAD": Row(Task.run, seeded=None),  # its seed decides the anomaly scores alone
-    "HyDRA": Row(Task.run),
-    "SGDInfluence": Row(Task.run),
+    "HyDRA": Row(Task.run, replays=True),
+    "SGDInfluence": Row(Task.run, replays=True),
     "SOURCE": Row(Task.run, {"segments": 2}, tolerance=1e-9),
     "BoostIn": Row(boosted, tolerance=1e-9),
     "LeafInfluence": Row(boosted, tolerance=1e-9),

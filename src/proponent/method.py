@@ -7,7 +7,7 @@ A method is a subclass of :class:`InfluenceMethod` with a card. It writes ``fit`
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -18,7 +18,7 @@ from proponent._method_frame import BLOCK_SCORES, MethodFrame
 from proponent.card import MethodCard
 from proponent.exceptions import MethodCapabilityError
 from proponent.influence import Influence
-from proponent.registry import methods, register, registered
+from proponent.registry import load_families, methods, register, registered
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,6 +119,8 @@ class InfluenceMethod(MethodFrame):
         top_k: int | None = None,
         joint: bool = False,
         shard: tuple[int, int] | None = None,
+        by_checkpoint: bool = False,
+        phases: int | None = None,
     ) -> Influence | TopInfluence:
         """Return the influence of every training instance on every test instance.
 
@@ -136,6 +138,9 @@ class InfluenceMethod(MethodFrame):
         shard : (int, int), optional
             ``(i, of)`` scores only the i-th of ``of`` slices of the training set, from 0. The
             slices are contiguous: joined in order they give the full result.
+        by_checkpoint, phases
+            When the influence was made: for methods whose influence is a sum over the steps of
+            a recorded training, which document them.
 
         Returns
         -------
@@ -151,9 +156,14 @@ class InfluenceMethod(MethodFrame):
             If ``fit`` has not been called.
         InvalidInputError
             If a set is empty, or an argument is out of range.
+        MethodCapabilityError
+            If ``by_checkpoint`` is asked for and the influence is no sum over steps.
         NonFiniteError
             If a score is not finite; the message names the instances.
         """
+        if by_checkpoint is not False or phases is not None:
+            load_families()  # so that all that have it are named
+            raise self._lacks("influence by step of training (by_checkpoint, phases)", "_steps")
         rows = self._rows(shard)
         k = checks.check_request(top_k, joint, len(self.train_))
         instances = self._tests(test, ids)
@@ -249,6 +259,9 @@ class InfluenceMethod(MethodFrame):
         raise self._lacks("expected influence", "expected")
 
     # What others are told
+
+    def _steps(self, query: Any) -> Sequence[int]:
+        raise self._lacks("influence by step of training", "_steps")
 
     def _self_scores(self, rows: range) -> NDArray[np.floating[Any]]:
         raise self._lacks("memorization", "_self_scores")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -36,7 +37,11 @@ class StepwiseMethod(InfluenceMethod):
       it, adds its contributions to ``at(step)``, an array ``(n_test, len(rows))`` of zeros, with
       one row where the query is joint;
 
-    and where the scores are not float64 ``_contribution_dtype()``.
+    and where the scores are not float64 ``_contribution_dtype()``, and where not all tests go
+    along the run together
+
+    - ``_test_parts(query)``: goes through the parts of a query, each as ``_add_contributions``
+      takes it, with its place among the tests.
     """
 
     @overload
@@ -184,6 +189,9 @@ class StepwiseMethod(InfluenceMethod):
     def _contribution_dtype(self) -> np.dtype[Any]:
         return np.dtype(np.float64)
 
+    def _test_parts(self, query: Any) -> Iterator[tuple[Any, slice]]:
+        yield query, slice(None)
+
     # The frame
 
     def _by_step(
@@ -193,7 +201,8 @@ class StepwiseMethod(InfluenceMethod):
         dtype = self._contribution_dtype()
         _check_fits(n_test, len(rows), len(columns), dtype.itemsize, joint=joint)
         sums = StepSums(columns, n_test, len(rows), dtype)
-        self._add_contributions(query, rows, sums.at)
+        for part, where in self._test_parts(query):
+            self._add_contributions(part, rows, partial(_part_at, sums, where))
         stored = sums.result()
         stored = stored[:, 0] if joint else stored
         test_ids = None if joint else instances.ids
@@ -217,9 +226,10 @@ class StepwiseMethod(InfluenceMethod):
         n_test = 1 if joint else len(instances)
         sums = SummedSums(columns, n_test, self._contribution_dtype())
         for block in self._blocks(rows, n_test):
-            sums.begin(len(block))
-            self._add_contributions(query, block, sums.at)
-            sums.end()
+            for part, where in self._test_parts(query):
+                sums.begin(len(block))
+                self._add_contributions(part, block, partial(_part_at, sums, where))
+                sums.end()
         helped, harmed = sums.result()
         return CheckpointSummary(
             helped[0] if joint else helped,
@@ -236,6 +246,10 @@ class StepwiseMethod(InfluenceMethod):
     def _noticed_along(self, query: Any, instances: Instances, *, joint: bool) -> dict[str, Any]:
         asked = {"joint": {"reduction": "sum", "n_test": len(instances)}} if joint else {}
         return self._diagnostics(query) | asked
+
+
+def _part_at(sums: StepSums, where: slice, step: int) -> Contributions:
+    return sums.at(step)[where]
 
 
 def _check_fits(n_test: int, rows: int, columns: int, itemsize: int, *, joint: bool) -> None:

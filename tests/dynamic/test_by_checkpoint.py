@@ -8,7 +8,7 @@ from traced_runs import error, in_batches, influence_by_loops, make_set, mlp, pe
 import proponent as pp
 from proponent import stepwise
 from proponent.checkpoint_influence import CheckpointInfluence
-from proponent.exceptions import InvalidInputError, NotFittedError
+from proponent.exceptions import InvalidInputError, MethodCapabilityError, NotFittedError
 
 EXACT = 1e-12
 TRAIN, TEST = make_set(), make_set(1, n=4)
@@ -24,6 +24,9 @@ METHODS = {
     "GAS": lambda: pp.GAS(),
     "layerwise": lambda: pp.GAS(layerwise=True),
     "IdealTracIn": lambda: pp.IdealTracIn(share_batches=True),
+    "HyDRA": lambda: pp.HyDRA(),
+    "fast": lambda: pp.HyDRA("fast"),
+    "SGDInfluence": lambda: pp.SGDInfluence(),
 }
 
 
@@ -155,5 +158,11 @@ def trace_without_rates(traced):
 
 def test_what_has_no_steps_cannot_tell_when(traced):
     model = pp.TorchModel(traced.at(3), loss="cross_entropy")
-    with pytest.raises(TypeError, match="by_checkpoint"):
-        pp.GradientDot().fit(model, TRAIN).influence(TEST, by_checkpoint=True)
+    method = pp.GradientDot().fit(model, TRAIN)
+    names = ["GradientDot has no influence by step", "HyDRA", "SGDInfluence", "TracIn or", "SOURCE"]
+    for asked in ({"by_checkpoint": True}, {"by_checkpoint": "summary"}, {"phases": 3}):
+        with pytest.raises(MethodCapabilityError) as caught:
+            method.influence(TEST, **asked)
+        for name in names:
+            assert name in str(caught.value)
+        assert "InfluenceFunctions" not in str(caught.value)

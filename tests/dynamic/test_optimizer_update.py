@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from references import gradients_by_vmap
+from replayed_runs import normalised, train_and_record
 from torch import nn
 from traced_runs import as_batch, cross_entropies, error, in_batches, make_set, mlp
 
@@ -219,7 +220,44 @@ def test_recomputing_with_dropout_is_said(tmp_path):
     net = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3)).double()
     studied = Studied(tmp_path / "run", OPTIMIZERS["Adam"], net=net, every=3)
     found = pp.TracInCP(update="optimizer").fit(studied.run, TRAIN).influence(TEST)
-    assert "Dropout" in found.diagnostics["warnings"][0]
+    (warning,) = found.diagnostics["warnings"]
+    assert warning.startswith("2 steps") and "Dropout drawn anew" in warning and "seed" in warning
+
+
+@pytest.mark.parametrize("limit", [None, 0.2])
+def test_the_map_of_a_recomputed_step_is_that_of_the_training(tmp_path, limit):
+    """Without a first moment the whole step is the map of the batch's gradient, as trained.
+
+    With batch normalisation and dropout, both at work.
+    """
+
+    def make(net):
+        return torch.optim.Adam(net.parameters(), lr=0.02, betas=(0.0, 0.9))
+
+    some, live = (
+        train_and_record(tmp_path / str(k), normalised, make, every=k, seed=4, limit=limit)
+        for k in (2, 1)
+    )
+    method = pp.TracInCP(update="optimizer").fit(some.run, some.data)
+    module = some.run.model.module.eval()
+    for checkpoint in some.run.checkpoints[:-1]:
+        t = checkpoint.t
+        with some.run.at(checkpoint), some.run.model.evaluating():
+            buffers = {name: value.clone() for name, value in module.named_buffers()}
+            metric = method._updates.metric_at(checkpoint)()
+            assert not any(part.training for part in module.modules())
+            assert all(torch.equal(v, buffers[n]) for n, v in module.named_buffers())
+        for name, gradient in live.optimizer_states[t - 1].gradient.items():
+            step = -0.02 * metric.factors[name] * metric.diagonals[name] * gradient
+            taken = live.states[t][name] - live.states[t - 1][name]
+            assert (step - taken).abs().max() < 1e-15  # of parameters about 1
+    found = method.influence(some.data)
+    assert found.diagnostics["second_moments"] == {"recomputed": 5}
+    assert "warnings" not in found.diagnostics
+    recorded = pp.TracInCP(update="optimizer", checkpoints=[1, 3, 5, 7, 9])
+    expected = recorded.fit(live.run, live.data).influence(live.data)
+    assert expected.diagnostics["second_moments"] == {"recorded": 5}
+    assert error(found.values, expected.values) < EXACT
 
 
 def test_refusals(tmp_path):

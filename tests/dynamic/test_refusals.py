@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from contract import ROWS, state_of
+from contract import ROWS, Task, state_of
+from contract_studies import NoisyCrossEntropy, word_run
 from numpy.testing import assert_array_equal
 from torch import nn
 from torch.nn import functional
@@ -23,7 +24,7 @@ from proponent.exceptions import InvalidInputError, NonFiniteError, RunError
 from proponent.gradients.products import GradientQuery
 from proponent.gradients.projection import Projection
 
-# These study other runs or risks than the ones here, or go through a whole run.
+# These study other runs or risks, or go through a whole run: below they have tests of their own.
 OTHERS = {"IdealTracIn", "TracInWE", "VAETracIn", "HyDRA", "SGDInfluence", "SOURCE"}
 METHODS = sorted(
     name for name in ROWS if getattr(pp, name).card.family == "dynamic" and name not in OTHERS
@@ -137,6 +138,112 @@ def test_a_risk_that_is_not_finite_is_named(name, tmp_path):
             method.influence(test, ids=TEST_IDS, **asked)
     with pytest.raises(NonFiniteError, match=rf"risk.*\btrain-{BAD}\b"):
         method.memorization()
+
+
+UNROLLED = {
+    "HyDRA": lambda: pp.HyDRA(),
+    "HyDRA, fast": lambda: pp.HyDRA("fast"),
+    "HyDRA, tracked": lambda: pp.HyDRA(track=["train-1"]),
+    "SGDInfluence": lambda: pp.SGDInfluence(),
+    "SGDInfluence, first order": lambda: pp.SGDInfluence(hessian=False),
+}
+
+
+@pytest.mark.parametrize("name", UNROLLED)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("risk", [nan_gradient, infinite_gradient], ids=["NaN", "infinite"])
+def test_a_replayed_gradient_that_is_not_finite_is_named(name, optimizer, risk, tmp_path):
+    train, test = with_zero(TRAIN), with_zero(TEST)
+
+    def run(path, train):
+        net = mlp()
+        options = {"optimizer": optimizer(net.parameters(), lr=0.05), "optimizer_state": True}
+        return trace(path, net, train, in_batches(13, 5), load={"risk": risk}, **options).run
+
+    bad = run(tmp_path / "bad", train)
+    (step,) = [step.index for step in bad.steps if BAD in step.indices]
+    named = rf"training instances train-{BAD} at step {step}\b"
+    if "tracked" in name:
+        with pytest.raises(NonFiniteError, match=named):
+            UNROLLED[name]().fit(bad, train, ids=TRAIN_IDS)
+    else:
+        method = UNROLLED[name]().fit(bad, train, ids=TRAIN_IDS)
+        for asked in ({}, {"joint": True}, {"top_k": 1}, {"by_checkpoint": True}):
+            with pytest.raises(NonFiniteError, match=named):
+                method.influence(TEST, **asked)
+        with pytest.raises(NonFiniteError, match=rf"\btrain-{BAD}\b"):
+            method.memorization()
+
+    sound = UNROLLED[name]().fit(run(tmp_path / "good", TRAIN), TRAIN, ids=TRAIN_IDS)
+    for asked in ({}, {"joint": True}, {"top_k": 1}):
+        with pytest.raises(NonFiniteError, match=rf"end of training .*\btest-{BAD}\b"):
+            sound.influence(test, ids=TEST_IDS, **asked)
+    rest = tuple(np.delete(column, BAD, axis=0) for column in test)
+    scored = [1] if "tracked" in name else range(13)
+    assert np.isfinite(sound.influence(rest).values[:, scored]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"curvature": "empirical_fisher"}, rf"\btrain-{BAD}\b"),
+        ({"curvature": "hessian", "solver": "explicit"}, rf"\btrain-{BAD}\b"),
+        ({"curvature": "empirical_fisher", "solver": "explicit"}, "segment of steps 2 to 3"),
+    ],
+)
+def test_a_segments_gradient_that_is_not_finite_is_refused(settings, named, tmp_path):
+    train, test = with_zero(TRAIN), with_zero(TEST)
+    with pytest.raises(NonFiniteError, match=named):
+        pp.SOURCE(2, **settings).fit(
+            study("SOURCE", tmp_path / "bad", train, nan_gradient), train, ids=TRAIN_IDS
+        )
+    sound = pp.SOURCE(2, **settings)
+    sound.fit(study("SOURCE", tmp_path / "good", TRAIN, nan_gradient), TRAIN, ids=TRAIN_IDS)
+    for asked in ({}, {"top_k": 1}, {"by_checkpoint": True}):
+        with pytest.raises(NonFiniteError, match=rf"\btest-{BAD}\b"):
+            sound.influence(test, ids=TEST_IDS, **asked)
+    with pytest.raises(NonFiniteError, match="end of training"):
+        sound.influence(test, joint=True)
+
+
+class NoisyAndBad(NoisyCrossEntropy):
+    """A mean over draws whose gradient is NaN where the last feature is 0."""
+
+    def with_draws(self, module, batch, draw):
+        output, flags = module(batch[0]), batch[0][:, 3]
+        bad = torch.sqrt(flags.abs() + 0 * output[:, 0]) - flags.abs().sqrt()
+        return super().with_draws(module, batch, draw) + bad
+
+
+@pytest.mark.parametrize("name", ["TracInWE", "VAETracIn"])
+def test_words_and_draws_whose_gradient_is_not_finite_are_named(name, tmp_path):
+    def fitted(folder, train):
+        task = Task(folder, train, TEST, hidden=6, epochs=1)
+        recorded = word_run(task) if name == "TracInWE" else task.run()
+        risk = nan_gradient if name == "TracInWE" else NoisyAndBad()
+        run = pp.TrainingRun.load(recorded.path, recorded.model.module, risk=risk)
+        return getattr(pp, name)().fit(run, train, ids=TRAIN_IDS)
+
+    bad, sound = fitted(tmp_path / "bad", with_zero(TRAIN)), fitted(tmp_path / "good", TRAIN)
+    for asked in ({}, {"joint": True}, {"top_k": 1}):
+        with pytest.raises(NonFiniteError, match=rf"\btrain-{BAD}\b.* step \d"):
+            bad.influence(TEST, **asked)
+    with pytest.raises(NonFiniteError, match=rf"\btrain-{BAD}\b"):
+        bad.memorization()
+    with pytest.raises(NonFiniteError, match=rf"\btest-{BAD}\b"):
+        sound.influence(with_zero(TEST), ids=TEST_IDS)
+    with pytest.raises(NonFiniteError, match="test"):
+        sound.influence(with_zero(TEST), joint=True)
+    rest = tuple(np.delete(column, BAD, axis=0) for column in with_zero(TEST))
+    assert np.isfinite(sound.influence(rest).values).all()
+
+
+def test_a_recorded_test_risk_that_is_not_finite_is_named(tmp_path):
+    """Ideal TracIn takes no gradients: its numbers are the recorded risks."""
+    test = pp.Instances.of(with_nan(TEST), ids=TEST_IDS, role="test")
+    run = trace(tmp_path, mlp(), TRAIN, in_batches(13, 1), test=test).run
+    with pytest.raises(NonFiniteError, match=rf"first that of test instance test-{BAD} after"):
+        pp.IdealTracIn().fit(run, TRAIN)
 
 
 def steep(module, batch):

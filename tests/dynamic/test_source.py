@@ -193,10 +193,9 @@ def test_many_steps_are_influence_functions_and_few_are_gradient_products(tmp_pa
     assert error(found.values, reference.influence(TEST).values) < 1e-9
     near = still_run(tmp_path / "near", mlp(), TRAIN, steps=7, rate=1e-9)
     products = pp.GradientDot().fit(model, TRAIN).influence(TEST).values
-    for solver in ("explicit", "ekfac", "kfac"):
-        for segments in (1, 3):
-            found = SOURCE(segments, solver=solver).fit(near, TRAIN).influence(TEST).values
-            assert error(found, products * 7e-9 / 13) < 1e-7
+    for solver, segments in (("explicit", 1), ("explicit", 3), ("ekfac", 3), ("kfac", 1)):
+        found = SOURCE(segments, solver=solver).fit(near, TRAIN).influence(TEST).values
+        assert error(found, products * 7e-9 / 13) < 1e-7
 
 
 def test_momentum_has_an_effective_learning_rate(at_optimum, tmp_path):
@@ -268,8 +267,8 @@ def test_an_explicit_segment_is_a_matrix_function():
     generated = rates[:, None] * matrix
     assert relative_error(carried.before, vectors @ torch.matrix_exp(-generated)) < 1e-12
     pulled = torch.zeros(6, 6, dtype=torch.float64)
-    for part in range(4000):  # the integral of exp(-t P H) P over the segment, midpoints
-        pulled += torch.matrix_exp(-(part + 0.5) / 4000 * generated) / 4000
+    for part in range(1000):  # the integral of exp(-t P H) P over the segment, midpoints
+        pulled += torch.matrix_exp(-(part + 0.5) / 1000 * generated) / 1000
     assert relative_error(carried.met, vectors @ pulled * rates) < 1e-6
     power = ExplicitPropagator(matrix, rates, 5, "power", "here").carry(vectors)
     step = torch.eye(6, dtype=torch.float64) - generated / 5
@@ -422,21 +421,22 @@ def test_an_instance_counts_where_it_was_used(tmp_path):
 def test_neither_memory_nor_batches_change_the_numbers(epochs, solver, averaging):
     settings = {"solver": solver, "averaging": averaging, "segments": 2}
     method = SOURCE(**settings).fit(epochs.run, TRAIN)
-    expected = method.influence(TEST).values
+    test = tuple(column[:2] for column in TEST)
+    expected = method.influence(test).values
     small = SOURCE(**settings, batch_size=3).fit(epochs.run, TRAIN)
     small.memory = 1  # from here on a test and a training instance at a time
-    assert error(small.influence(TEST).values, expected) < EXACT
-    assert error(small.influence(TEST, joint=True).values, expected.sum(0)) < EXACT
-    halves = [method.influence(TEST, shard=(i, 2)).values for i in range(2)]
+    assert error(small.influence(test).values, expected) < EXACT
+    assert error(small.influence(test, joint=True).values, expected.sum(0)) < EXACT
+    halves = [method.influence(test, shard=(i, 2)).values for i in range(2)]
     assert error(np.hstack(halves), expected) < EXACT
     for one in (method, small):
         own = one.memorization().values
         assert error(own, method.influence(TRAIN).values.diagonal()) < EXACT
-    strongest = small.influence(TEST, top_k=3).proponents(3)
-    assert (strongest.ids == method.influence(TEST).proponents(3).ids).all()
+    strongest = small.influence(test, top_k=3).proponents(3)
+    assert (strongest.ids == method.influence(test).proponents(3).ids).all()
     assert error(strongest.values, -np.sort(-expected)[:, :3]) < EXACT
     groups = np.arange(13) % 3
-    together = method.group_influence(groups, TEST).values
+    together = method.group_influence(groups, test).values
     assert error(together, np.stack([expected[:, groups == g].sum(1) for g in range(3)], 1)) < EXACT
 
 
@@ -470,7 +470,7 @@ def test_a_seed_fixes_the_drawn_labels(epochs):
 def test_it_is_nearer_to_retraining_than_influence_functions_and_tracin(tmp_path):
     """Digits, not converged; leave-one-out retraining under the recorded batches."""
     training = Training("short", epochs=20, rate=0.2)
-    it = trained(training, tmp_path / "run", n=80, n_test=15, hidden=8)
+    it = trained(training, tmp_path / "run", n=60, n_test=10, hidden=8)
     found = {
         name: np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(values, it.loo, strict=True)])
         for name, values in estimates(it, training.weight_decay)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from recorded_runs import N, make_loader, make_net, make_set, plain_net, sgd, train
+from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from proponent.exceptions import InvalidInputError
+from proponent.exceptions import InvalidInputError, RunError
 from proponent.models import step_seeds
 from proponent.models.recorder import Recorder, indexed
 from proponent.models.run import TrainingRun
@@ -204,3 +205,20 @@ def test_modes_and_missing_gradients_are_logged_when_they_change(tmp_path):
     assert passed_over == [(), (), (), ("4.bias",), ()]
     with pytest.raises(TypeError):
         run.steps[0].modes["1"] = False
+
+
+def test_two_recorders_do_not_seed_over_each_other(tmp_path):
+    nets = nn.Linear(2, 1), nn.Linear(2, 1)
+    first = Recorder(tmp_path / "first", nets[0], sgd(nets[0]), seed=1)
+    second = Recorder(tmp_path / "second", nets[1], sgd(nets[1]), seed=2)
+    with first:
+        state = torch.get_rng_state()
+        with pytest.raises(RunError, match=r"another Recorder with a seed is open"):
+            second.open()
+        assert not (tmp_path / "second").exists()
+        assert torch.equal(torch.get_rng_state(), state)
+        # Without a seed it touches no generator.
+        with Recorder(tmp_path / "third", nets[1], sgd(nets[1])):
+            pass
+    with second:  # once the first one is closed
+        assert not torch.equal(torch.get_rng_state(), state)

@@ -271,7 +271,7 @@ class GANInfluence(InfluenceMethod):
         first = 1 if self.horizon is None else max(1, steps - self.horizon + 1)
         values: list[NDArray[np.float64]] = []
         metric: list[float] = []
-        watch = Watch("adjoint of the metric", steps - first + 1)
+        watch = Watch("adjoint of the metric", steps - first + 1, by=self.card.name)
         for found, gradient in blocks:
             metric += found.tolist()
             adjoint = Adjoint(self._replay.adversaries, gradient, watch)

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from proponent._method_checks import check_finite
 from proponent.card import MethodCard
 from proponent.data import Instances
 from proponent.dynamic.unrolled.chosen import positions_of
-from proponent.dynamic.unrolled.method import Settings, Tests, UnrolledMethod
+from proponent.dynamic.unrolled.final_gradients import Tests
+from proponent.dynamic.unrolled.method import Settings, UnrolledMethod
 from proponent.exceptions import InvalidInputError, MethodCapabilityError
 from proponent.gradients.products import VectorQuery
 from proponent.models.run import TrainingRun
@@ -140,6 +142,10 @@ class HyDRA(UnrolledMethod):
     def _hessian(self) -> bool:
         return self.approximation == "standard"
 
+    @property
+    def _without_hessian(self) -> str:
+        return "HyDRA(approximation='fast')"
+
     def fit(self, model: Any, train: Any, *, ids: Any = None) -> Self:
         """Take a recorded run and its training set; follow the tracked instances through it.
 
@@ -213,7 +219,7 @@ class HyDRA(UnrolledMethod):
         values = np.full((n_test, len(self.train_)), np.nan)
         changes = VectorQuery(self._followed, self._products)
         start = 0
-        for tests in self._test_gradients(query, None):
+        for tests in self._finals.of(query, None):
             if isinstance(tests, VectorQuery):
                 parts = [
                     part.flatten(1) @ self._followed[name].flatten(1).T
@@ -227,6 +233,21 @@ class HyDRA(UnrolledMethod):
                 values[start : start + len(block), self._positions] = block.cpu().numpy()
                 start += len(block)
         return values[:, rows.start : rows.stop]
+
+    def _check_finite(
+        self, values: NDArray[np.floating[Any]], rows: range, test_ids: NDArray[Any] | None
+    ) -> None:
+        # NaN marks what is not scored; without track everything is.
+        unscored = self._positions is not None
+        check_finite(values, self._ids(rows), test_ids, self.card.name, unscored=unscored)
+
+    def _steps(self, query: Tests) -> range:
+        if self._positions is None:
+            return super()._steps(query)
+        raise MethodCapabilityError(
+            "HyDRA with track= follows the parameters forward, to the end, where the steps' shares "
+            "can no longer be told apart; for by_checkpoint fit it without track."
+        )
 
     def _self_scores(self, rows: range) -> NDArray[np.floating[Any]]:
         if self._positions is None:

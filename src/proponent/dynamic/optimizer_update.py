@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.batchnorm import _NormBase
 
 from proponent.data import Instances
 from proponent.dynamic import update_rules as rules
+from proponent.dynamic.replay.checks import check_parts, depends_on_mode
+from proponent.dynamic.replay.moment import clipped
+from proponent.dynamic.replay.stage import Stage
 from proponent.exceptions import InvalidInputError, RunError
 from proponent.gradients.path import Metric
 from proponent.models import journal
@@ -91,6 +92,8 @@ class OptimizerUpdate:
                 f"that minimised the risk."
             )
         self._states = {checkpoint.t: checkpoint for checkpoint in self.run.checkpoints}
+        self._stage = Stage(self.run.model, self.train)
+        check_parts(self.run.steps, self._stage, self.by)
 
     def source(self, checkpoint: Checkpoint) -> Source | None:
         """Return where the second moments of a checkpoint's step come from; None: it has none."""
@@ -133,7 +136,7 @@ class OptimizerUpdate:
                 continue
             if source == "recorded" and name in after:
                 diagonals[name] = self.rule.diagonal(after[name], settings, count)
-            elif source == "recomputed":
+            elif source == "recomputed" and name in gradient:
                 decayed = gradient[name] + self._decay(name, settings)
                 moments = self.rule.advance(state, decayed, settings)
                 diagonals[name] = self.rule.diagonal(moments, settings, count)
@@ -157,18 +160,16 @@ class OptimizerUpdate:
         return value * (0.0 if decoupled else float(settings.get("weight_decay") or 0.0))
 
     def _batch_gradient(self, step: Step) -> dict[str, Tensor]:
-        """Return the gradient of the step's batch at the module's parameters, once clipped."""
-        scale = 1.0 if step.clip_scale is None else step.clip_scale
-        n, parameters = len(step.indices), self.model.selected
-        risks = self.model.batch_risk(self.model.prepare(self.train.batch(step.indices)), n)
-        weights = torch.as_tensor(step.weights * scale).to(risks)
-        gradients = torch.autograd.grad(
-            risks @ weights, list(parameters.values()), allow_unused=True
-        )
-        return {
-            name: torch.zeros_like(parameter) if gradient is None else gradient
-            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
-        }
+        """Return the gradient of the step's batch at the module's parameters, once clipped.
+
+        In the modes and with the random numbers that were recorded; without the parameters that
+        the optimizer passed over.
+        """
+        stage = self._stage
+        with stage.lent():
+            stage.put_on({}, stage.current_buffers())  # copies, for the pass to write to
+            stage.start_step(step)
+            return clipped(stage.gradient(step).values, step)
 
     def diagnostics(self, steps: list[int]) -> dict[str, Any]:
         """Return the optimizer, and how many steps' second moments came from where."""
@@ -178,14 +179,33 @@ class OptimizerUpdate:
         warnings = []
         if "before" in found:
             warnings.append(f"{found['before']} steps: {SAID['before']}")
-        acts = [
-            type(part).__name__
-            for part in self.model.module.modules()
-            if isinstance(part, (_BatchNorm, _DropoutNd))
-        ]
-        if "recomputed" in found and acts:
+        for why, steps_so in self._not_as_trained(steps).items():
             warnings.append(
-                f"{found['recomputed']} steps: {SAID['recomputed']} in evaluation mode, which "
-                f"{acts[0]} makes differ from training; record with every=1 to have them exactly"
+                f"{steps_so} steps: {SAID['recomputed']} {why}; record with every=1 to have them "
+                f"exactly"
             )
         return noticed | ({"warnings": warnings} if warnings else {})
+
+    def _not_as_trained(self, steps: list[int]) -> Counter[str]:
+        """Count the steps whose gradient may not be the one of the training, by the reason."""
+        reasons: Counter[str] = Counter()
+        acts = {n: part for n, part in self._stage.parts.items() if depends_on_mode(part)}
+        draws = {n: part for n, part in acts.items() if not isinstance(part, _NormBase)}
+        for t in steps:
+            step = self.run.steps[t - 1]
+            if self.source(self._states[t]) != "recomputed":
+                continue
+            if step.modes is None and acts:
+                part = next(iter(acts.values()))
+                reasons[
+                    f"in evaluation mode, as modes were not recorded, which {type(part).__name__} "
+                    f"makes differ from training"
+                ] += 1
+            elif step.modes is not None and step.seed is None:
+                drawn = next((p for n, p in draws.items() if step.modes.get(n)), None)
+                if drawn is not None:
+                    reasons[
+                        f"and numbers of {type(drawn).__name__} drawn anew, as no seed was "
+                        f"recorded (Recorder(..., seed=0))"
+                    ] += 1
+        return reasons

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from proponent.exceptions import SolveError
+from proponent.exceptions import NonFiniteError, SolveError
 
 Propagation = Literal["exponential", "power"]
 
@@ -70,6 +70,8 @@ class Spectrum:
 
     Raises
     ------
+    NonFiniteError
+        If an eigenvalue is not finite.
     SolveError
         If e is not finite.
     """
@@ -81,6 +83,11 @@ class Spectrum:
 
     def __post_init__(self) -> None:
         """Refuse a segment that magnifies beyond all numbers."""
+        if not torch.isfinite(self.eigenvalues).all():
+            raise NonFiniteError(
+                f"{self.where}: the curvature is not finite. Look at the training instances whose "
+                f"gradients are not, or leave them out."
+            )
         if not torch.isfinite(self.kept).all():
             raise SolveError(
                 f"{self.where}: the curvature's smallest eigenvalue times the learning rates is "

@@ -119,6 +119,10 @@ class SGDInfluence(UnrolledMethod):
     def _hessian(self) -> bool:
         return self.hessian
 
+    @property
+    def _without_hessian(self) -> str:
+        return "SGDInfluence(hessian=False)"
+
     def parameter_changes(self, instances: Any) -> dict[str, NDArray[np.floating[Any]]]:
         r"""Return the change of the final parameters that training instances make, eq. (5).
 

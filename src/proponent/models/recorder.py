@@ -43,7 +43,7 @@ from proponent.models.layout import (
 )
 from proponent.models.risk import Loss, Risk
 from proponent.models.schedule import Every, Schedule
-from proponent.models.step_seeds import StepSeeds
+from proponent.models.step_seeds import StepSeeds, check_free
 from proponent.models.torch import TorchModel
 from proponent.models.writer import RunWriter
 
@@ -157,8 +157,7 @@ class Recorder:
         self._writer: RunWriter | None = None
         self._pending: dict[str, Any] | None = None
         self._versions: tuple[int, ...] = ()
-        self._taken = 0
-        self._skipped = 0
+        self._taken = self._skipped = 0
 
     def __repr__(self) -> str:
         """Return the path and what was recorded."""
@@ -185,11 +184,13 @@ class Recorder:
         Raises
         ------
         RunError
-            If something is at the path already, or several processes train together.
+            If something is at the path already, several processes train together, or there is a
+            ``seed`` and another recorder with one is open.
         """
         if self._writer is not None or self._taken:
             raise RunError("a recorder records one run; make another for another run.")
         check_single_process()
+        check_free(self._seed)
         self._layout = describe_module(self._module)
         self._changes = Changes(self._module, self._optimizer, self._names)
         self._versions = self._parameter_versions()
@@ -366,9 +367,8 @@ class Recorder:
                 "record the training of the changed module as another run."
             )
         kept = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-        moments = None
-        if self._optimizer_state:
-            moments = optimizer_tensors(self._optimizer, self._names)
+        state = self._optimizer_state
+        moments = optimizer_tensors(self._optimizer, self._names) if state else None
         return writer.store(step, rates, kept, moments)
 
     def _parameter_versions(self) -> tuple[int, ...]:

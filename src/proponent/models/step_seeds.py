@@ -21,6 +21,8 @@ from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from proponent.exceptions import RunError
+
 _numpy_generator = np.random.MT19937(0)
 _listeners: list[Callable[[], None]] = []
 
@@ -72,6 +74,22 @@ def announce_item() -> None:
     """Tell who listens that an item of an indexed set is about to be fetched."""
     for listener in _listeners:
         listener()
+
+
+def check_free(seed: int | None) -> None:
+    """Refuse to seed for a second training loop at a time.
+
+    Raises
+    ------
+    RunError
+        If there is a seed, and another recorder seeds in this process.
+    """
+    if seed is not None and _listeners:
+        raise RunError(
+            "another Recorder with a seed is open in this process, and two would seed the global "
+            "generators over each other, so that neither run could be replayed. Close it first "
+            "(recorder.close()), record without seed=, or train in another process."
+        )
 
 
 class StepSeeds:

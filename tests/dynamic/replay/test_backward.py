@@ -11,8 +11,14 @@ from replayed_runs import (
     replay_of,
     train_and_record,
 )
+from torch.nn import functional
 
 from proponent.exceptions import InvalidInputError
+
+
+def doubled(module, batch):
+    return 2 * functional.cross_entropy(module(batch[0]), batch[1], reduction="none")
+
 
 OPTIMIZERS = {
     "sgd": (lambda net: torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1), 1),
@@ -88,13 +94,13 @@ def test_gradients_are_not_computed_unless_asked_for(tmp_path):
     replay = replay_of(live)
     for _ in replay.backward():
         pass
-    # One state in eight is checked at the cost of a gradient.
-    assert len(calls) == 2
-    assert replay.report["states_compared"] == 2
+    # The last state, and one in eight, are checked at the cost of a gradient.
+    assert len(calls) == 3
+    assert replay.report["states_compared"] == 3
     for moment in replay.backward():
         assert moment.gradient
     assert replay.report["states_compared"] == 20
-    assert len(calls) == 22
+    assert len(calls) == 23
 
 
 def test_the_end_of_every_long_segment_is_checked(tmp_path):
@@ -105,6 +111,25 @@ def test_the_end_of_every_long_segment_is_checked(tmp_path):
     for _ in replay.backward():
         pass
     assert replay.report["states_compared"] == 2 and replay.report["exact"]
+
+
+def test_a_short_run_is_compared_and_none_is_called_exact_without(tmp_path):
+    live = train_and_record(
+        tmp_path, plain, lambda net: torch.optim.SGD(net.parameters(), lr=0.1), every=1, epochs=1
+    )
+    replay = replay_of(live)
+    assert replay.report["exact"] is None and replay.report["states_compared"] == 0
+    moments = replay.backward()
+    next(moments)
+    assert replay.report["exact"] is None and replay.report["states_compared"] == 0
+    steps = [moment.step.index for moment in moments]
+    assert steps == [4, 3, 2, 1]
+    assert replay.report["exact"] is True and replay.report["states_compared"] == 1
+    # Another end than the recorded one is seen, though no gradient was asked for.
+    live.run = type(live.run).load(tmp_path, plain(), risk=doubled)
+    replay = replay_of(live)
+    assert len(list(replay.backward())) == 5
+    assert replay.report["exact"] is False and replay.report["first_divergence"]["step"] == 6
 
 
 def test_too_little_memory_is_refused_with_what_would_do(tmp_path):

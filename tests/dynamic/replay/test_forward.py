@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
+import proponent as pp
 from proponent.dynamic.replay import Replay
 from proponent.models.recorder import Recorder, indexed
 from proponent.models.run import TrainingRun
@@ -285,3 +286,32 @@ def test_the_final_parameters_are_the_stored_ones(tmp_path):
     assert set(found) == set(live.states[-1])
     for name, value in found.items():
         assert torch.equal(value, live.states[-1][name])
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_binary_cross_entropy_is_divided_as_torch_divides_it(tmp_path, outputs, dtype):
+    """Its slope times 1/5, rounded, is not its slope over 5."""
+    x, _ = columns(dtype)
+    targets = torch.rand(len(x), outputs, generator=torch.Generator().manual_seed(2))
+    data = x, (targets < 0.4).double()
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, outputs)).to(dtype)
+    optimizer = sgd(net.parameters(), lr=0.3, momentum=0.5)
+    options = {"loss": "bce_with_logits", "train": data, "every": 1, "optimizer_state": True}
+    with Recorder(tmp_path, net, optimizer, **options) as recorder:
+        for indices, inputs, wanted in list(make_loader(data)) * 3:
+            optimizer.zero_grad()
+            logits = net(inputs)
+            functional.binary_cross_entropy_with_logits(logits, wanted.to(dtype)).backward()
+            recorder.step(indices)
+            optimizer.step()
+    run = TrainingRun.load(tmp_path, net)
+    steps = len(run.steps)
+    replay = Replay(run, data, by="the test")
+    for _ in replay.forward():
+        pass
+    assert replay.report["exact"] and replay.report["states_compared"] == steps
+    for method in (pp.SGDInfluence(), pp.HyDRA("fast"), pp.HyDRA(track=[0])):
+        diagnostics = method.fit(run, data).influence(data).diagnostics
+        assert diagnostics["replay"]["exact"] and diagnostics["replay"]["states_compared"]
+        assert not diagnostics.get("warnings")

@@ -18,11 +18,13 @@ from proponent.dynamic.gan.adversaries import PLAYERS, Adversaries, Move
 from proponent.dynamic.gan.optimizers import state_of
 from proponent.dynamic.unrolled.adam import AdamStep
 from proponent.dynamic.unrolled.clipping import Clipping
-from proponent.dynamic.unrolled.linearised import pull_back
+from proponent.dynamic.unrolled.linearised import check_twice, pull_back
 from proponent.dynamic.unrolled.sgd import SGDStep
-from proponent.dynamic.unrolled.updates import States, Update, Vectors
+from proponent.dynamic.unrolled.updates import Adjoints, Update, Vectors
 from proponent.dynamic.unrolled.watch import Watch
 from proponent.gradients.curvature import twice_differentiable
+
+REMEDY = "GANInfluence needs that of both players; use activations and losses that can be."
 
 
 class Adjoint:
@@ -50,8 +52,9 @@ class Adjoint:
             }
             for player in PLAYERS
         }
-        self._states: dict[str, States] = {player: {} for player in PLAYERS}
+        self._states: dict[str, Adjoints] = {player: {} for player in PLAYERS}
         self._watch = watch
+        self._is_checked = False
         watch.begin()
         watch.look(self._parts(), 0)
 
@@ -84,6 +87,9 @@ class Adjoint:
             player: update.pull(self._vectors[player], self._states[player])
             for player, update in updates.items()
         }
+        if not self._is_checked:
+            check_twice([part for found in gradients.values() for part in found.values()], REMEDY)
+            self._is_checked = True
         pairs = [
             (gradient, pulled[player].vectors[name] * pulled[player].factors[name])
             for player, found in gradients.items()
@@ -96,7 +102,7 @@ class Adjoint:
         parts: list[Tensor] = []
         if pairs:
             ends, vectors = zip(*pairs, strict=True)
-            *parts, products = pull_back(ends, vectors, [*inputs, weights])
+            *parts, products = pull_back(ends, vectors, [*inputs, weights], remedy=REMEDY)
         for player, update in updates.items():
             update.settle(self._vectors[player], self._states[player], pulled[player])
         for (player, name), part in zip(named, parts, strict=bool(parts)):

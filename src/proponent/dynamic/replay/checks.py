@@ -77,6 +77,17 @@ def _check_modes(steps: Iterable[Step], stage: Stage, by: str) -> None:
                     f"({type(part).__name__}) was in training mode, which changes what it "
                     f"computes. Record the training with this version of the library."
                 )
+    check_parts(steps, stage, by)
+
+
+def check_parts(steps: Iterable[Step], stage: Stage, by: str) -> None:
+    """Refuse a module without a part whose mode was recorded.
+
+    Raises
+    ------
+    RunError
+        If there is one.
+    """
     for modes in {id(step.modes): step.modes for step in steps}.values():
         if lost := set(modes or ()) - set(stage.parts):
             raise RunError(

@@ -67,10 +67,10 @@ class Comparisons:
         return min(found, key=lambda divergence: divergence.step, default=None)
 
     def report(self) -> dict[str, Any]:
-        """Return everything as JSON."""
+        """Return everything as JSON; ``exact`` is None where no state was compared."""
         first = self.first
         return {
-            "exact": first is None,
+            "exact": first is None if self._found else None,
             "states_compared": len(self._found),
             "states_diverged": sum(found is not None for found in self._found.values()),
             "steps_recomputed": self.recomputed,

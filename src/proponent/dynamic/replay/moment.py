@@ -59,6 +59,8 @@ class Moment:
         buffers: Tensors,
         state: Callable[[], OptimizerState],
         compute: Callable[[Moment], BatchGradient],
+        *,
+        rounds_alike: bool = True,
     ) -> None:
         self.step = step
         self.parameters = parameters
@@ -66,6 +68,7 @@ class Moment:
         self.buffers = buffers
         self._state = state
         self._compute = compute
+        self._rounds_alike = rounds_alike
         self._computed: BatchGradient | None = None
         self._clipped: Tensors | None = None
         self._is_over = False
@@ -123,14 +126,15 @@ class Moment:
         r"""Hand over :math:`\sum_j w_j \nabla\ell_j` (unclipped), which is then not computed again.
 
         For who linearises the batch anyway. Where the module has buffers that its forward pass
-        may change the replay needs that pass itself, and takes no notice.
+        may change the replay needs that pass itself, and takes no notice; nor where the training
+        loop's own loss rounds otherwise than the sum of weighted risks.
 
         Parameters
         ----------
         gradient : mapping
             By parameter, without those that the optimizer passes over.
         """
-        if self._computed is None and not self.buffers:
+        if self._computed is None and not self.buffers and self._rounds_alike:
             values = {name: value.detach() for name, value in gradient.items()}
             self._computed = BatchGradient(values, {})
             self._is_provided = True
@@ -144,6 +148,7 @@ class Moment:
             _copy(self.buffers),
             {name: _copy(entries) for name, entries in self.state.items()}.copy,
             self._compute,
+            rounds_alike=self._rounds_alike,
         )
         copied._computed = self.batch_gradient
         return copied

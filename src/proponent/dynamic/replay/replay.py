@@ -24,7 +24,8 @@ from proponent.progress import progress as progress_bar
 MEMORY = 512 * 2**20
 # Beyond so many recomputations of a step the memory is refused rather than the time taken.
 MOST_REPEATS = 8
-# Going backwards a stored state is checked at the cost of one gradient: for one step in so many.
+# Going backwards the last stored state is checked, and others at the cost of one gradient: for
+# one step in so many.
 STEPS_A_CHECK = 8
 
 
@@ -104,9 +105,10 @@ class Replay:
     def report(self) -> dict[str, Any]:
         """What comparing with the stored states has shown, as JSON.
 
-        ``exact``, ``states_compared``, ``states_diverged``, ``steps_recomputed`` and
-        ``first_divergence`` (``step``, ``parameter``, ``largest_difference``,
-        ``relative_difference``, or None): the first stored state that was not met.
+        ``exact`` (None where no state was compared), ``states_compared``, ``states_diverged``,
+        ``steps_recomputed`` and ``first_divergence`` (``step``, ``parameter``,
+        ``largest_difference``, ``relative_difference``, or None): the first stored state that
+        was not met.
         """
         return self._comparisons.report()
 
@@ -151,7 +153,7 @@ class Replay:
         slots = self._slots()
         trajectory = self._trajectory()
         ends = [checkpoint.t for checkpoint in self._starts[1:]] + [len(self) + 1]
-        unchecked = 0
+        unchecked = STEPS_A_CHECK
         spare: list[State] = []
         with self._bar() as bar:
             for start, end in zip(reversed(self._starts), reversed(ends), strict=True):
@@ -251,6 +253,7 @@ class Replay:
             state.buffers,
             lambda: state.optimizer,
             self._stage.gradient_of,
+            rounds_alike=self._stage.batch_mean is None,
         )
 
     def _trajectory(self) -> Trajectory:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from proponent.data import Instances
+from proponent.dynamic.replay.batch_mean import batch_mean
 from proponent.dynamic.replay.moment import BatchGradient, Moment
 from proponent.exceptions import RunError
 from proponent.models.history import Step
@@ -37,6 +38,7 @@ class Stage:
     def __init__(self, model: TorchModel, instances: Instances) -> None:
         self.model = model
         self.instances = instances
+        self.batch_mean = batch_mean(model)
         module = model.module
         tensors = state_tensors(module)
         aliases = find_aliases(tensors)
@@ -153,11 +155,15 @@ class Stage:
     def gradient(self, step: Step) -> BatchGradient:
         """Return the gradient of a step's batch at the state that is on the module."""
         batch, n = self.batch(step)
-        risks = self.model.batch_risk(batch, n)
-        if isinstance(step.divisor, float):
-            weights = torch.full_like(risks, 1.0 / step.divisor)
+        if self.batch_mean is not None and isinstance(step.divisor, float) and step.divisor == n:
+            risks = self.batch_mean(batch)
+            weights = torch.ones_like(risks)
         else:
-            weights = torch.as_tensor(step.weights.copy()).to(risks)
+            risks = self.model.batch_risk(batch, n)
+            if isinstance(step.divisor, float):
+                weights = torch.full_like(risks, 1.0 / step.divisor)
+            else:
+                weights = torch.as_tensor(step.weights.copy()).to(risks)
         moved = {name: self.parameters[name] for name in self._moved_by(step)}
         if not risks.requires_grad:
             found: tuple[Tensor | None, ...] = (None,) * len(moved)

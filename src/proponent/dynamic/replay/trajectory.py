@@ -123,6 +123,7 @@ class Trajectory:
             self.buffers,
             self.optimizer.state,
             self._stage.gradient_of,
+            rounds_alike=self._stage.batch_mean is None,
         )
 
     def advance(self, gradient: BatchGradient) -> None:

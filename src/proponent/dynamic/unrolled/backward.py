@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def backward_scores(
     moments: Iterator[Moment],
     batches: ReplayedBatches,
     adjoints: Vectors,
-    scores: Scores,
+    scores: Sums,
     *,
     kind: str,
     hessian: bool,
@@ -47,7 +47,7 @@ def backward_scores(
         Their batches.
     adjoints : mapping
         The test gradients at the final parameters, (k, *shape) by parameter; written to.
-    scores : Scores
+    scores : Sums
         Where the influence is added.
     kind : str
         The optimizer.
@@ -57,6 +57,11 @@ def backward_scores(
         The first step that counts; those before are not looked at.
     watch : Watch
         Looks at the adjoints.
+
+    Raises
+    ------
+    NonFiniteError
+        If a gradient is not finite, or the adjoints explode.
 
     Notes
     -----
@@ -75,6 +80,7 @@ def backward_scores(
                 pulled = update.pull(adjoints, states)
                 if pulled.vectors:
                     products = linearised.multiply(pulled.vectors, pulled.factors)
+                    _check_finite(products.inner, adjoints, moment, batches, watch)
                     scores.add(products.inner, step)
                     update.settle(adjoints, states, pulled)
                     products.add_to(adjoints)
@@ -82,12 +88,30 @@ def backward_scores(
             update = Update.of(moment, kind)
             pulled = update.pull(adjoints, states)
             if pulled.vectors:
-                scores.add(batches.inner(moment, pulled), step)
+                inner = batches.inner(moment, pulled)
+                _check_finite(inner, adjoints, moment, batches, watch)
+                scores.add(inner, step)
                 update.settle(adjoints, states, pulled)
         last = step.index <= first
         watch.look(adjoints.values(), step.index, last=last)
         if last:
             break
+
+
+def _check_finite(
+    products: Tensor, adjoints: Vectors, moment: Moment, batches: ReplayedBatches, watch: Watch
+) -> None:
+    """Refuse products that are not finite: of adjoints that exploded, else of the batch."""
+    if not bool(torch.isfinite(products).all()):
+        watch.look(adjoints.values(), moment.step.index, last=True)
+        raise batches.fault(moment) or watch.exploded(moment.step.index)
+
+
+class Sums(Protocol):
+    """What the influence that a step's batch makes is added to."""
+
+    def add(self, products: Tensor, step: Step) -> None:
+        """Add what a step's batch gives to the tests, from products (k, batch)."""
 
 
 class Scores:
@@ -108,13 +132,42 @@ class Scores:
         self._rows = rows
         self._divisor = divisor
 
-    def add(self, products: Tensor, step: Step, tests: slice = slice(None)) -> None:
-        """Add what a step's batch gives to some of the tests, from products (k, batch)."""
+    def add(self, products: Tensor, step: Step) -> None:
+        """Add what a step's batch gives to the tests, from products (k, batch)."""
         found = removal_scores(products.detach(), step, self._divisor)
         index = torch.from_numpy(np.array(step.indices))
-        self._values[tests].index_add_(1, index, found.to(self._values))
+        self._values.index_add_(1, index, found.to(self._values))
 
     def values(self) -> NDArray[np.float64]:
         """Return the scores of the wanted training instances, (n_test, len(rows))."""
         wanted: NDArray[np.float64] = self._values[:, self._rows.start : self._rows.stop].numpy()
         return wanted
+
+
+class StepScores:
+    """The same, the contributions of every step apart.
+
+    Parameters
+    ----------
+    at : callable
+        Returns the array (n_test, len(rows)) that a step's contributions are added to.
+    rows : range
+        The training instances that are wanted.
+    divisor : "kept" or "reduced"
+        What leaving an instance out does to the divisor of its batch.
+    """
+
+    def __init__(
+        self, at: Callable[[int], NDArray[np.floating[Any]]], rows: range, divisor: Divisor
+    ) -> None:
+        self._at = at
+        self._rows = rows
+        self._divisor = divisor
+
+    def add(self, products: Tensor, step: Step) -> None:
+        """Add what a step's batch gives to the tests, from products (k, batch)."""
+        found = removal_scores(products.detach(), step, self._divisor)
+        wanted = (step.indices >= self._rows.start) & (step.indices < self._rows.stop)
+        index = torch.from_numpy(step.indices[wanted] - self._rows.start)
+        here = torch.from_numpy(self._at(step.index))
+        here.index_add_(1, index, found[:, torch.from_numpy(wanted).to(found.device)].to(here))

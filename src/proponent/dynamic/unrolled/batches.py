@@ -6,13 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from proponent.data import Instances
 from proponent.dynamic.unrolled.layered import Layered
 from proponent.dynamic.unrolled.linear_taps import LinearTaps, watched_gradients
-from proponent.dynamic.unrolled.linearised import VECTORS_AT_ONCE, Linearised, differentiable
+from proponent.dynamic.unrolled.linearised import (
+    ONCE,
+    VECTORS_AT_ONCE,
+    Linearised,
+    differentiable,
+)
 from proponent.dynamic.unrolled.updates import Pulled, Vectors, moved_by
 from proponent.exceptions import NonFiniteError
 from proponent.gradients.capture import GradientCapture
@@ -48,6 +54,8 @@ class ReplayedBatches:
         How inner products are taken.
     memory : int
         About half of the bytes that multiplying several vectors with a batch's Hessian may take.
+    remedy : str
+        A sentence: what to do where the module cannot be differentiated twice.
     """
 
     def __init__(
@@ -58,7 +66,9 @@ class ReplayedBatches:
         capture: GradientCapture,
         products: Products,
         memory: int,
+        remedy: str = ONCE,
     ) -> None:
+        self._remedy = remedy
         self.replay = replay
         self.model = model
         self.parameters = model.selected
@@ -81,9 +91,11 @@ class ReplayedBatches:
             modes = self._modes()
             if self._layers_trusted.get(modes):
                 batch = self._batch(moment)
-                yield Layered(self.model, self.parameters, self._taps, *batch)
+                yield self._layered(batch)
                 return
         if modes not in self._layers_trusted:
+            with self.fully_linearised(moment) as full:
+                full.check_twice()
             self._layers_trusted[modes] = bool(self._taps.names) and self._layers_agree(moment)
             with self.linearised(moment) as linearised:
                 yield linearised
@@ -103,7 +115,11 @@ class ReplayedBatches:
             yield self._linearise(moment, self._at_once)
 
     def _linearise(self, moment: Moment, at_once: int) -> Linearised:
-        return Linearised(self.model, self.parameters, *self._batch(moment), at_once=at_once)
+        batch, remedy = self._batch(moment), self._remedy
+        return Linearised(self.model, self.parameters, *batch, at_once=at_once, remedy=remedy)
+
+    def _layered(self, batch: tuple[Any, Tensor, Any]) -> Layered:
+        return Layered(self.model, self.parameters, self._taps, *batch, remedy=self._remedy)
 
     def _batch(self, moment: Moment) -> tuple[Any, Tensor, Any]:
         """Return a moment's batch, the weights of its risks, and its instances' ids."""
@@ -155,6 +171,32 @@ class ReplayedBatches:
             return None
         self._ways[modes] = self._way(moment, any(modes))
         return self.meet(moment, queries)
+
+    def fault(self, moment: Moment) -> NonFiniteError | None:
+        """Return the error, to be raised, that names the instances whose gradients are not finite.
+
+        Each alone; None where all are.
+        """
+        step = moment.step
+        wrong = [i for i in np.unique(step.indices) if not self._is_finite(moment, int(i))]
+        if not wrong:
+            return None
+        listed = ", ".join(map(str, self._train.ids[wrong[:10]]))
+        return NonFiniteError(
+            f"the gradient of training instances {listed}{', ...' if len(wrong) > 10 else ''} at "
+            f"step {step.index} is not finite: look at their features and labels, or leave them "
+            f"out of the training."
+        )
+
+    def _is_finite(self, moment: Moment, position: int) -> bool:
+        """Whether the gradient of a training instance alone is finite."""
+        with self._entering(moment, twice=False), self.model.evaluating():
+            batch = self.model.prepare(self._train.batch(np.array([position])))
+            risks = self.model.batch_risk(batch, 1)
+            found = torch.autograd.grad(
+                risks.sum(), list(self.parameters.values()), allow_unused=True
+            )
+        return all(bool(part.isfinite().all()) for part in (risks, *found) if part is not None)
 
     def captures(self, moment: Moment) -> bool:
         """Whether the gradients of single instances can be captured in the mode of a step."""
@@ -218,7 +260,7 @@ class ReplayedBatches:
             gradient = full.gradient
         try:
             with self._entering(moment):
-                layered = Layered(self.model, self.parameters, self._taps, *self._batch(moment))
+                layered = self._layered(self._batch(moment))
                 by_hand = layered.gradient
                 products = layered.multiply(vectors, {})
                 found = {name: torch.zeros_like(part) for name, part in expected.items()}

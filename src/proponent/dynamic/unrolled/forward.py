@@ -64,10 +64,15 @@ def parameter_changes(
     -------
     dict
         (k, *shape) by parameter.
+
+    Raises
+    ------
+    NonFiniteError
+        If a gradient is not finite, or the changes explode.
     """
     changes = zeros(batches.parameters, len(positions))
     states: States = {}
-    begun = False
+    begun = checked = False
     watch.begin()
     for moment in moments:
         step = moment.step
@@ -84,7 +89,12 @@ def parameter_changes(
                 batches.provide(moment, linearised)
                 if leaves:
                     gradients = linearised.gradients(weights)
+                    if not all(bool(part.isfinite().all()) for part in gradients.values()):
+                        raise batches.fault(moment) or watch.exploded(step.index)
                 if hessian and begun:
+                    if not checked:
+                        linearised.check_twice()
+                        checked = True
                     _add(gradients, linearised.hessian(changes))
                 if deletion_corrected and leaves and begun:
                     _correct(gradients, changes, weights, linearised)

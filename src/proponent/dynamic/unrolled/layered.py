@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from proponent.dynamic.unrolled.linear_taps import Call, LinearTaps
-from proponent.dynamic.unrolled.linearised import pull_back
+from proponent.dynamic.unrolled.linearised import ONCE, pull_back
 from proponent.dynamic.unrolled.updates import Vectors
 from proponent.models.torch import TorchModel, check_finite
 
@@ -44,6 +44,8 @@ class Layered:
         The weight of each risk in the loss.
     ids : array of shape (n,)
         Of the instances, for messages.
+    remedy : str
+        A sentence: what to do where the module cannot be differentiated twice.
     """
 
     def __init__(
@@ -54,7 +56,10 @@ class Layered:
         batch: Any,
         weights: Tensor,
         ids: Any,
+        *,
+        remedy: str = ONCE,
     ) -> None:
+        self._remedy = remedy
         with taps.watching(offsets=True) as calls:
             risks = model.batch_risk(batch, len(weights))
             self._calls: list[Call] = calls
@@ -122,7 +127,7 @@ class Layered:
                 starts.append(vectors[name] * factors.get(name, 1.0))
         inputs = [*self._offsets, *self._shifts, *self._others.values(), self._weights]
         if outputs:
-            found = pull_back(outputs, starts, inputs)
+            found = pull_back(outputs, starts, inputs, remedy=self._remedy)
         else:
             found = [value.new_zeros(k, *value.shape) for value in inputs]
         return LayeredProducts(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from proponent.dynamic.unrolled.backward import Scores
+from proponent.dynamic.unrolled.backward import Sums
 from proponent.dynamic.unrolled.batches import ReplayedBatches
 from proponent.dynamic.unrolled.clipping import Clipping
 from proponent.dynamic.unrolled.sgd import SGDStep
 from proponent.dynamic.unrolled.updates import clipping_at, moved_by
-from proponent.exceptions import RunError
+from proponent.exceptions import NonFiniteError, RunError
 from proponent.gradients.products import GradientQuery, VectorQuery
 from proponent.models.history import Step
 
@@ -70,7 +70,7 @@ def lean_scores(
     moments: Iterator[Moment],
     batches: ReplayedBatches,
     tests: GradientQuery | VectorQuery,
-    scores: Scores,
+    scores: Sums,
     by_step: Coefficients,
 ) -> None:
     """Add the fast approximation of the influence of all training instances to the scores.
@@ -83,7 +83,7 @@ def lean_scores(
         Their batches, whose gradients can be captured.
     tests : query
         The test gradients at the final parameters.
-    scores : Scores
+    scores : Sums
         Where the influence is added.
     by_step : mapping
         What :func:`coefficients` returned.
@@ -92,6 +92,8 @@ def lean_scores(
     ------
     RunError
         If the gradients of single instances cannot be captured at a step.
+    NonFiniteError
+        If a gradient is not finite.
     """
     names = set(batches.parameters)
     for moment in moments:
@@ -110,7 +112,13 @@ def lean_scores(
                 f"step {moment.step.index}: instances meet in the batch, so that their gradients "
                 f"cannot be captured one by one."
             )
-        scores.add(_clipped(found, clipping, tests), moment.step)
+        products = _clipped(found, clipping, tests)
+        if not bool(torch.isfinite(products).all()):
+            raise batches.fault(moment) or NonFiniteError(
+                f"the products of gradients at step {moment.step.index} with those of the tests "
+                f"overflow: compute in float64."
+            )
+        scores.add(products, moment.step)
 
 
 def _clipped(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from proponent.exceptions import InvalidInputError
 from proponent.models.torch import TorchModel, check_finite
 
 VECTORS_AT_ONCE = 64
+ONCE = "Use activations and losses that can be."
 
 
 @contextmanager
@@ -59,6 +60,8 @@ class Linearised:
         Of the instances, for messages.
     at_once : int
         How many vectors are multiplied together.
+    remedy : str
+        A sentence: what to do where the module cannot be differentiated twice.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class Linearised:
         ids: Any,
         *,
         at_once: int = VECTORS_AT_ONCE,
+        remedy: str = ONCE,
     ) -> None:
+        self._remedy = remedy
         self._names = list(parameters)
         self._parameters = list(parameters.values())
         self._at_once = at_once
@@ -90,6 +95,10 @@ class Linearised:
         found = (gradient.detach() for gradient in self._gradients)
         return dict(zip(self._names, found, strict=True))
 
+    def check_twice(self) -> None:
+        """Refuse a module that cannot be differentiated twice; see :func:`check_twice`."""
+        check_twice(self._gradients, self._remedy)
+
     def products(self, vectors: Vectors) -> tuple[Vectors, Tensor]:
         """Return ``H_w v_k``, (k, *shape) by parameter, and ``<v_k, g_j>``, (k, n).
 
@@ -106,7 +115,14 @@ class Linearised:
 
     def inner(self, vectors: Vectors) -> Tensor:
         """Return ``<v_k, g_j>``, (k, n)."""
-        return self._differentiate(self._gradients, vectors, [self._weights])[0]
+        if not ends_the_graph(self._gradients):
+            return self._differentiate(self._gradients, vectors, [self._weights])[0]
+        parts = []  # without second derivatives, from the gradient of each instance
+        for rows in torch.eye(len(self.risks)).split(self._at_once):
+            found = self.gradients(rows)
+            products = [part.flatten(1) @ found[n].flatten(1).T for n, part in vectors.items()]
+            parts.append(torch.stack(products).sum(0))
+        return torch.cat(parts, 1)
 
     def hessian(self, vectors: Vectors, weights: Tensor | None = None) -> Vectors:
         """Return ``H_w v_k``, (k, *shape) by parameter; for other weights (n,) where given."""
@@ -119,7 +135,7 @@ class Linearised:
     def gradients(self, weights: Tensor) -> Vectors:
         """Return ``sum_j weights_kj g_j``, (k, *shape) by parameter, for weights (k, n)."""
         rows = weights.to(self.risks)
-        found = pull_back([self.risks], [rows], self._parameters, at_once=self._at_once)
+        found = self._pull_back([self.risks], [rows], self._parameters)
         return dict(zip(self._names, found, strict=True))
 
     def _differentiate(
@@ -134,7 +150,12 @@ class Linearised:
         if not ends:  # the risk depends on none of these parameters
             k = len(next(iter(vectors.values())))
             return [value.new_zeros(k, *value.shape) for value in inputs]
-        return pull_back(ends, starts, inputs, at_once=self._at_once)
+        return self._pull_back(ends, starts, inputs)
+
+    def _pull_back(
+        self, outputs: Sequence[Tensor], vectors: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return pull_back(outputs, vectors, inputs, at_once=self._at_once, remedy=self._remedy)
 
 
 class FullProducts:
@@ -156,29 +177,70 @@ class FullProducts:
             vectors[name].add_(part)
 
 
+def check_twice(gradients: Iterable[Tensor], remedy: str) -> None:
+    """Refuse gradients that cannot be differentiated again.
+
+    Raises
+    ------
+    InvalidInputError
+        If they cannot; the message ends with the ``remedy``.
+    """
+    if ends_the_graph(gradients):
+        raise InvalidInputError(
+            f"the module cannot be differentiated twice, which is needed here: one of its "
+            f"functions is once_differentiable. {remedy}"
+        )
+
+
+def ends_the_graph(gradients: Iterable[Tensor]) -> bool:
+    """Whether a part of gradients says that it cannot be differentiated again.
+
+    Autograd itself raises only where it comes by; what was marked ``once_differentiable`` ends
+    the graph, and would count as a constant.
+    """
+    ahead = [gradient.grad_fn for gradient in gradients]
+    seen = set(ahead)
+    while ahead:
+        node = ahead.pop()
+        if node is None:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        following = {after for after, _ in node.next_functions} - seen
+        seen |= following
+        ahead += following
+    return False
+
+
 def pull_back(
     outputs: Sequence[Tensor],
     vectors: Sequence[Tensor],
     inputs: Sequence[Tensor],
     *,
     at_once: int | None = None,
+    remedy: str = ONCE,
 ) -> list[Tensor]:
     """Return ``sum_o vectors_ko . d output_o / d input``, (k, *shape) for each input.
 
     ``at_once`` vectors together; one at a time where an operation cannot be vectorised.
+
+    Raises
+    ------
+    InvalidInputError
+        If an operation has no second derivative; the message ends with the ``remedy``.
     """
     k = len(vectors[0])
     parts = []
     for start in range(0, k, at_once or k):
         rows = [vector[start : start + (at_once or k)] for vector in vectors]
-        parts.append(_pull_back(outputs, rows, inputs))
+        parts.append(_pull_back(outputs, rows, inputs, remedy))
     if len(parts) == 1:
         return parts[0]
     return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
 
 def _pull_back(
-    outputs: Sequence[Tensor], vectors: Sequence[Tensor], inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor], vectors: Sequence[Tensor], inputs: Sequence[Tensor], remedy: str
 ) -> list[Tensor]:
     k = len(vectors[0])
     if k > 1:
@@ -195,8 +257,7 @@ def _pull_back(
         if "derivative for" not in str(error) and "double backward" not in str(error):
             raise
         raise InvalidInputError(
-            f"the module cannot be differentiated twice, which the Hessian needs: {error} "
-            f"HyDRA(approximation='fast') needs gradients alone."
+            f"the module cannot be differentiated twice, which is needed here: {error} {remedy}"
         ) from error
     columns = [_dense(row, inputs, None) for row in rows]
     return [torch.stack(parts) for parts in zip(*columns, strict=True)]

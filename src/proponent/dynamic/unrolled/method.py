@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from proponent.data import Instances
 from proponent.dynamic.replay import Replay
-from proponent.dynamic.unrolled.backward import ADJOINT, Scores, backward_scores
+from proponent.dynamic.unrolled.backward import ADJOINT, Scores, StepScores, Sums, backward_scores
 from proponent.dynamic.unrolled.batches import ReplayedBatches
+from proponent.dynamic.unrolled.final_gradients import FinalGradients, Tests
 from proponent.dynamic.unrolled.forward import CHANGE, parameter_changes
-from proponent.dynamic.unrolled.lean import coefficients, lean_scores
-from proponent.dynamic.unrolled.linearised import VECTORS_AT_ONCE
+from proponent.dynamic.unrolled.lean import Coefficients, coefficients, lean_scores
+from proponent.dynamic.unrolled.linearised import VECTORS_AT_ONCE, differentiable
 from proponent.dynamic.unrolled.removal import Divisor, check_divisor
 from proponent.dynamic.unrolled.updates import Vectors, optimizer_kind
 from proponent.dynamic.unrolled.watch import Watch
 from proponent.exceptions import InvalidInputError, RunError
 from proponent.gradients.capture import GradientCapture
-from proponent.gradients.path import batches as in_batches
-from proponent.gradients.products import (
-    GradientQuery,
-    Gradients,
-    Products,
-    VectorQuery,
-    weighted_sum,
-)
-from proponent.method import InfluenceMethod
+from proponent.gradients.products import GradientQuery, Products, VectorQuery
 from proponent.models.run import TrainingRun
 from proponent.models.torch import TorchModel
+from proponent.stepwise import Contributions, StepwiseMethod
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 MEMORY = 512 * 2**20
+Trace = Callable[[Sums], None]  # replays the run, and adds what some tests are given
 
 
 class Settings(TypedDict, total=False):
@@ -51,15 +47,7 @@ class Settings(TypedDict, total=False):
     progress: bool | None
 
 
-@dataclass(frozen=True)
-class Tests:
-    """A test set, and whether the sum over it is asked for."""
-
-    instances: Instances
-    joint: bool
-
-
-class UnrolledMethod(InfluenceMethod):
+class UnrolledMethod(StepwiseMethod):
     """Base of the methods that differentiate the steps of a recorded run.
 
     Parameters
@@ -94,6 +82,11 @@ class UnrolledMethod(InfluenceMethod):
     @abstractmethod
     def _hessian(self) -> bool:
         """Whether the gradients' dependence on the parameters counts."""
+
+    @property
+    @abstractmethod
+    def _without_hessian(self) -> str:
+        """How the method is asked to leave that out, for messages."""
 
     # Fitting
 
@@ -143,8 +136,11 @@ class UnrolledMethod(InfluenceMethod):
         with run.at(run.checkpoints[-1]):
             capture = GradientCapture(model, instances)
         self._products = products
-        self._capture = capture
-        self._batches = ReplayedBatches(replay, model, instances, capture, products, self.memory)
+        self._finals = FinalGradients(run, model, capture, products, self.memory)
+        remedy = f"{self._without_hessian} needs gradients alone."
+        self._batches = ReplayedBatches(
+            replay, model, instances, capture, products, self.memory, remedy
+        )
         self.model_ = model
         self.run_ = run
         self.train_ = instances
@@ -185,31 +181,67 @@ class UnrolledMethod(InfluenceMethod):
         self, query: Tests, rows: range
     ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Go through the test set in blocks that share a replay."""
-        watch = Watch(ADJOINT, len(self.run_.steps))
+        for tests, where, trace in self._traced(query):
+            scores = Scores(len(tests), rows, len(self.train_), self.divisor)
+            trace(scores)
+            yield where, scores.values()
+
+    def _traced(self, query: Tests) -> Iterator[tuple[GradientQuery | VectorQuery, slice, Trace]]:
+        """Go through the test set in blocks that share a replay.
+
+        With each comes what replays the run, and adds the influence of each step's batch.
+        """
         lean = not self._hessian and self._kind == "sgd" and self._is_captured()
-        limit = None if lean else self._tests_at_once()
+        watch = self._watch(ADJOINT)
+        trace: Callable[[GradientQuery | VectorQuery, Sums], None]
+        if lean:
+            names = list(self.model_.selected)
+            trace = partial(self._trace_lean, coefficients(self.run_.steps, names, self._first))
+        else:
+            trace = partial(self._trace_back, watch)
         start = 0
-        for tests in self._test_gradients(query, limit):
-            n = len(tests)
-            scores = Scores(n, rows, len(self.train_), self.divisor)
-            if lean:
-                by_step = coefficients(self.run_.steps, list(self.model_.selected), self._first)
-                moments = self._batches.replay.forward()
-                lean_scores(moments, self._batches, tests, scores, by_step)
-            else:
-                backward_scores(
-                    self._batches.replay.backward(),
-                    self._batches,
-                    self._vectors(tests),
-                    scores,
-                    kind=self._kind,
-                    hessian=self._hessian,
-                    first=self._first,
-                    watch=watch,
-                )
-            yield slice(start, start + n), scores.values()
-            start += n
+        for tests in self._finals.of(query, None if lean else self._tests_at_once()):
+            yield tests, slice(start, start + len(tests)), partial(trace, tests)
+            start += len(tests)
         self._noticed = {} if lean else watch.report()
+
+    def _trace_lean(
+        self, by_step: Coefficients, tests: GradientQuery | VectorQuery, scores: Sums
+    ) -> None:
+        lean_scores(self._batches.replay.forward(), self._batches, tests, scores, by_step)
+
+    def _trace_back(self, watch: Watch, tests: GradientQuery | VectorQuery, scores: Sums) -> None:
+        backward_scores(
+            self._batches.replay.backward(),
+            self._batches,
+            self._finals.vectors(tests),
+            scores,
+            kind=self._kind,
+            hessian=self._hessian,
+            first=self._first,
+            watch=watch,
+        )
+
+    def _watch(self, what: str) -> Watch:
+        remedy = f"use {self._without_hessian}" if self._hessian else ""
+        return Watch(what, len(self.run_.steps), by=self.card.name, remedy=remedy)
+
+    # When influence was made: step by step
+
+    @override
+    def _steps(self, query: Tests) -> range:
+        return range(self._first, len(self.run_.steps) + 1)
+
+    @override
+    def _test_parts(self, query: Tests) -> Iterator[tuple[Trace, slice]]:
+        for _, where, trace in self._traced(query):
+            yield trace, where
+
+    @override
+    def _add_contributions(
+        self, query: Trace, rows: range, at: Callable[[int], Contributions]
+    ) -> None:
+        query(StepScores(at, rows, self.divisor))
 
     def _is_captured(self) -> bool:
         """Whether gradients can be captured in the modes of the run (at its first step)."""
@@ -225,72 +257,13 @@ class UnrolledMethod(InfluenceMethod):
         vectors = 3 if self._kind == "sgd" else 5
         return max(1, min(VECTORS_AT_ONCE, self.memory // (vectors * taken)))
 
-    def _test_gradients(
-        self, query: Tests, limit: int | None
-    ) -> Iterator[GradientQuery | VectorQuery]:
-        """Go through the test gradients at the final parameters, some at a time."""
-        if query.joint:
-            total: Vectors | None = None
-            for part in self._test_blocks(query.instances, None):
-                ones = torch.ones(1, len(part), dtype=self._capture.dtype)
-                found = weighted_sum(part, ones.to(self.model_.device)).vectors
-                total = (
-                    dict(found)
-                    if total is None
-                    else {name: total[name] + found[name] for name in total}
-                )
-            yield VectorQuery(total or {}, self._products)
-            return
-        yield from self._test_blocks(query.instances, limit)
-
-    def _test_blocks(self, instances: Instances, limit: int | None) -> Iterator[GradientQuery]:
-        size = self._capture.batch_size_within(self.memory)
-        size = size if limit is None else min(size, limit)
-        parts: list[Gradients] = []
-        sizes: list[int] = []
-        held = 0
-        for cut in in_batches(len(instances), size):
-            where = slice(int(cut.positions[0]), int(cut.positions[-1]) + 1)
-            with self.run_.at(self.run_.checkpoints[-1]), self.model_.evaluating():
-                batch = self.model_.prepare(instances.batch(where))
-                forms = self._capture(batch, instances.ids[where])
-            taken = sum(form.nbytes for form in forms.values())
-            full = limit is not None and sum(sizes) + len(cut) > limit
-            if parts and (full or held + taken > self.memory // 2):
-                yield GradientQuery(parts, sizes, self._products)
-                parts, sizes, held = [], [], 0
-            parts.append(forms)
-            sizes.append(len(cut))
-            held += taken
-        yield GradientQuery(parts, sizes, self._products)
-
-    def _vectors(self, tests: GradientQuery | VectorQuery) -> Vectors:
-        """Return test gradients as vectors, (k, *shape) for every parameter."""
-        k = len(tests)
-        found: Vectors = {}
-        for name, parameter in self.model_.selected.items():
-            if isinstance(tests, VectorQuery):
-                vector = tests.vectors.get(name)
-            else:
-                rows = [
-                    part[name].materialise()
-                    if name in part
-                    else parameter.new_zeros(size, *parameter.shape)
-                    for part, size in zip(tests.parts, tests.sizes, strict=True)
-                ]
-                vector = torch.cat(rows)
-            if vector is None:
-                vector = parameter.new_zeros(k, *parameter.shape)
-            found[name] = vector.detach().to(parameter.dtype)
-        return found
-
     # Changes of the parameters
 
     def _changes(
         self, positions: NDArray[np.int64], *, deletion_corrected: bool = False
     ) -> Vectors:
         """Return ``theta_{-i} - theta`` to first order, (k, *shape) by parameter."""
-        watch = Watch(CHANGE, len(self.run_.steps))
+        watch = self._watch(CHANGE)
         size = self._tests_at_once()
         blocks = [
             parameter_changes(
@@ -325,22 +298,26 @@ class UnrolledMethod(InfluenceMethod):
         return noticed
 
 
-def _following(run: TrainingRun, names: Any, *, by: str) -> TorchModel:
+def _following(run: TrainingRun, names: Sequence[str], *, by: str) -> TorchModel:
     """Return the run's model with gradients of every parameter that the optimizer moved.
+
+    Whether a parameter requires a gradient now does not matter: what counts is the training.
 
     Raises
     ------
     InvalidInputError
         If some of them are not among the chosen ones.
     """
-    missing = [name for name in names if name not in run.model.selected]
-    if missing:
-        raise InvalidInputError(
-            f"parameters: {by} follows every parameter that the optimizer moved, since each "
-            f"depends on all the others; the run was loaded without {', '.join(missing[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}. Load it with parameters='all' and with "
-            f"requires_grad set as in training."
-        )
     if not names:
         raise RunError(f"{by}: the optimizer moved no parameter in the run at {run.path}.")
-    return run.model.with_parameters(list(names))
+    parameters = dict(run.model.module.named_parameters())
+    with differentiable({name: parameters[name] for name in names}, ()):
+        chosen = run.model.with_parameters(run.model.parameters).selected
+        missing = [name for name in names if name not in chosen]
+        if missing:
+            raise InvalidInputError(
+                f"parameters: {by} follows every parameter that the optimizer moved, since each "
+                f"depends on all the others; the run was loaded without {', '.join(missing[:5])}"
+                f"{', ...' if len(missing) > 5 else ''}. Load it with parameters='all'."
+            )
+        return run.model.with_parameters(names)

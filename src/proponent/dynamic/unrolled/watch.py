@@ -27,10 +27,16 @@ class Watch:
         What is followed, in words.
     steps : int
         T; some ``LOOKS`` of the steps are looked at, the last one always.
+    by : str
+        The method that asks, for messages.
+    remedy : str
+        What else to try where they explode; may be empty.
     """
 
-    def __init__(self, what: str, steps: int) -> None:
+    def __init__(self, what: str, steps: int, *, by: str, remedy: str = "") -> None:
         self._what = what
+        self._by = by
+        self._remedy = f"{remedy}, " if remedy else ""
         self._every = max(1, steps // LOOKS)
         self._looks = 0
         self._start: Tensor | None = None
@@ -52,12 +58,7 @@ class Watch:
             return
         norms = _norms(vectors)
         if not bool(torch.isfinite(norms).all()):
-            raise NonFiniteError(
-                f"the {self._what} is not finite at step {step}: the products of the steps' "
-                f"Jacobians explode. The training was unstable along the path (a learning rate "
-                f"times the largest curvature above 2?); count only the last steps with "
-                f"horizon=, use approximation='fast', or train with a smaller learning rate."
-            )
+            raise self.exploded(step)
         if self._start is None or self._start.shape != norms.shape:
             self._start = norms
             return
@@ -68,6 +69,15 @@ class Watch:
             self._through = self._looks - 1
         if ratio > BOUND and self._left_at is None:
             self._left_at = step
+
+    def exploded(self, step: int) -> NonFiniteError:
+        """Return the error, to be raised, for vectors that left the range of numbers."""
+        return NonFiniteError(
+            f"{self._by}: the {self._what} is not finite at step {step}: the products of the "
+            f"steps' Jacobians explode. The training was unstable along the path (a learning "
+            f"rate times the largest curvature above 2?); count only the last steps with "
+            f"horizon=, {self._remedy}or train with a smaller learning rate."
+        )
 
     def begin(self) -> None:
         """Begin with other vectors."""
