@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from proponent._results.checks import as_count
+from proponent._results.checks import as_count, surely_finite
 from proponent.card import MethodCard
 from proponent.exceptions import InvalidInputError, MethodCapabilityError, NonFiniteError
 
@@ -138,16 +138,11 @@ def check_finite(
     NonFiniteError
         If a score is infinite, or NaN where that is no mark.
     """
-    if not values.size:
-        return
-    # The extremes tell, in one pass and without an array of flags: NaN goes through min and
-    # max, and is passed over by fmin and fmax.
-    lowest, highest = (np.fmin, np.fmax) if unscored else (np.minimum, np.maximum)
-    with np.errstate(invalid="ignore"):
-        extremes = (lowest.reduce(values, axis=None), highest.reduce(values, axis=None))
-    if np.isfinite(extremes).all() or (unscored and np.isnan(extremes).all()):
+    if surely_finite(values):
         return
     bad = np.isinf(values) if unscored else ~np.isfinite(values)
+    if not bad.any():
+        return
     places = np.argwhere(bad)
     named = ", ".join(
         f"({test_ids[place[0]]}, {train_ids[place[-1]]})"
