@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import register_parallel_backend
+from joblib.parallel import ThreadingBackend
 from threadpoolctl import threadpool_info
 
 
@@ -27,3 +29,16 @@ class Heavy:
 
     def __call__(self, task):
         return float(self.data[task]), self.data.flags.writeable
+
+
+class CountingBackend(ThreadingBackend):
+    """A backend of the user's own: threads that are counted."""
+
+    submitted = 0
+
+    def submit(self, func, callback=None):
+        CountingBackend.submitted += 1
+        return super().submit(func, callback)
+
+
+register_parallel_backend("counting", CountingBackend)

@@ -10,12 +10,12 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from job_examples import Heavy, threads
+from job_examples import CountingBackend, Heavy, threads
 
 from proponent.exceptions import InvalidInputError
 from proponent.jobs import TaskFailed, run_tasks
 
-BACKENDS = ["sequential", "threading", "loky"]
+BACKENDS = ["sequential", "threading", "loky", "counting"]
 
 
 def run(function, tasks, backend="loky", **settings):
@@ -174,3 +174,9 @@ def test_progress_counts_sizes_with_rate_and_remaining_time(backend, capsys):
     shown = capsys.readouterr().err
     assert "adding: 100%" in shown and "10/10" in shown
     assert "it/s" in shown and "00:00" in shown
+
+
+def test_a_backend_of_the_users_own_runs_the_tasks():
+    before = CountingBackend.submitted
+    assert sorted(run(abs, range(-9, 0), "counting")) == list(enumerate(range(9, 0, -1)))
+    assert CountingBackend.submitted == before + 9

@@ -92,7 +92,13 @@ def run_tasks(
     """
     numbered = _Numbered(enumerate(tasks))
     pool = _Pool.of(function, n_jobs)
-    results = _one_by_one(function, numbered) if pool is None else _in_pool(pool, numbered)
+    results: Any
+    if pool is None:
+        results = _one_by_one(function, numbered)
+    elif pool.client is not None:
+        results = pool.run_in_cluster(iter(numbered))
+    else:
+        results = _in_pool(pool, numbered)
     shown: Any = progress_bar(total=total, description=description, enabled=progress)
     with shown as bar:
         try:
@@ -132,9 +138,8 @@ def _in_pool(pool: _Pool, tasks: _Numbered[Task]) -> Any:
         try:
             yield from pool.run(remaining)
             return
-        except Exception as error:
-            if not _is_death(error):
-                raise
+        except BrokenProcessPool:
+            pass
         deaths.update(tasks.under_way.keys())
         for index, task in [*tasks.under_way.items()]:
             if deaths[index] >= DEATHS_IN_COMPANY:
@@ -152,21 +157,15 @@ def _chain(
 def _alone(pool: _Pool, index: int, task: Any) -> Any:
     try:
         yield from pool.run([(index, task)])
-    except Exception as error:
-        if not _is_death(error):
-            raise
-        yield (
-            index,
-            TaskFailed(
-                f"the worker process died {DEATHS_IN_COMPANY + 1} times, the last time with no "
-                f"other task beside this one (for lack of memory?): {str(error).splitlines()[0]}"
-            ),
-        )
+    except BrokenProcessPool as error:
+        yield index, _failed(error)
 
 
-def _is_death(error: Exception) -> bool:
-    # Dask raises its own error, after its own attempts; it is not imported for that.
-    return isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker"
+def _failed(error: Exception) -> TaskFailed:
+    return TaskFailed(
+        f"the worker process died at least {DEATHS_IN_COMPANY + 1} times, the last time with no "
+        f"other task beside this one (for lack of memory?): {str(error).splitlines()[0]}"
+    )
 
 
 class _Pool:
@@ -175,6 +174,8 @@ class _Pool:
     def __init__(self, backend: Any, n_jobs: int, function: Callable[[Any], Any]) -> None:
         self._backend = backend
         self._n_jobs = n_jobs
+        kinds = {kind.__name__ for kind in type(backend).__mro__}
+        self.client: Any = backend.client if "DaskDistributedBackend" in kinds else None
         self._shipped = None if _shares(backend) else _Shipped(function)
         self._function = function
 
@@ -204,6 +205,21 @@ class _Pool:
             backend = copy.copy(backend)
             backend.inner_max_num_threads = 1
         return cls(backend, count, function)
+
+    def run_in_cluster(self, tasks: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """Run numbered tasks on the Dask cluster of joblib's backend, as :meth:`run` does."""
+        from proponent._cluster_jobs import run_in_cluster
+
+        shipped = self._shipped or _Shipped(self._function)
+        return run_in_cluster(
+            self.client,
+            _call_shipped,
+            shipped.token,
+            shipped.content,
+            tasks,
+            self._n_jobs,
+            _failed,
+        )
 
     def run(self, tasks: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """Run numbered tasks and hand over the numbered results as they come."""

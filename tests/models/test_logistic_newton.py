@@ -132,6 +132,33 @@ def test_a_hessian_that_is_singular_in_float64():
     )
 
 
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize(("scale", "near"), [(1.0, 0.0), (1e-22, 0.0), (1e20, 0.0), (1.0, 1e-6)])
+def test_single_precision_is_checked(number, scale, near):
+    """Hessians that overflow, underflow or are singular in float32, and ordinary ones."""
+    rows, loss, ridge = problem(number)
+    matrix = rows.matrix.copy()
+    if near:
+        matrix[:, 2] = matrix[:, 1] + near * matrix[:, 2]
+    matrix[:, 3] *= scale
+    rows, ridge = SharedRows(matrix), ridge * np.r_[1.0, 1.0, 1.0, scale**2] * (near or 1.0)
+    logits = np.random.default_rng(5).normal(size=(number - 1, N, K))
+    residuals, chances = loss.gradient(logits)
+    gradient = rows.backward(residuals)
+    room = np.empty((number - 1, WIDTH, number - 1, WIDTH, K), np.float32)
+    direction, change, left = logistic_directions.rough_direction(
+        rows, loss, ridge, chances, gradient, room
+    )
+    np.testing.assert_allclose(change, rows.forward(direction), rtol=1e-9, atol=1e-12)
+    assert (left == 0.0).all() if near or scale != 1.0 else (left > 0).all() and left.max() < 1e-5
+    left_over = gradient + rows.backward(loss.bend(chances, change))
+    left_over += logistic_directions.penalised(loss, ridge, direction)
+    size = np.abs(gradient).max(axis=(0, 2))
+    assert (
+        np.abs(left_over).max(axis=(0, 2)) <= (1e-4 if scale == 1.0 and not near else 1e-9) * size
+    ).all()
+
+
 @pytest.mark.parametrize("basis", [None, "rotated"])
 def test_rows(basis):
     """The products of rows of their own are those of explicit sums; coefficients come back."""

@@ -15,6 +15,7 @@ from proponent.retraining.coalitions import Coalitions, Table
 from proponent.retraining.designs import AMEGrid
 from proponent.retraining.estimators.knockoffs import statistics, threshold
 from proponent.retraining.estimators.marginal_effects import LeastSquaresEffects, effect_features
+from proponent.retraining.game import Game
 
 GRID = (0.2, 0.4, 0.6, 0.8)
 
@@ -225,3 +226,26 @@ def test_a_rate_out_of_range_is_refused():
     method = AME(50).fit(user_game(table_game(random_worth(4, 1)), 4))
     with pytest.raises(InvalidInputError, match="fdr must be"):
         method.select(fdr=1.0)
+
+
+def test_errors_after_the_lasso_say_what_they_are_of():
+    """Those without a selection cover; those after it do not for whoever was selected falsely."""
+    weights = np.random.default_rng(3).normal(size=40) * 1000
+
+    def value(masks):
+        return 3.0 * masks[:, 4] - 2.0 * masks[:, 7] + np.sin(masks @ weights)
+
+    game, truth = Game(40, value, vectorized=True), np.zeros(40)
+    truth[[4, 7]] = 3.0, -2.0
+    covered = {"one_step": [], "support": []}
+    for seed in range(8):
+        for debias, found in covered.items():
+            influence = AME(300, debias=debias, seed=seed).fit(game).influence()
+            values, errors = influence.values[0], influence.std_error[0]
+            chosen = (values != 0) & (truth == 0) if debias == "support" else np.ones(40, bool)
+            found.append((np.abs(values - truth) <= 1.96 * errors)[chosen])
+            noted = influence.diagnostics["std_errors"]
+            assert ("selection is not in them" in noted) == (debias == "support")
+    assert 0.9 <= np.concatenate(covered["one_step"]).mean() <= 0.98
+    selected = np.concatenate(covered["support"])
+    assert len(selected) >= 10 and selected.mean() < 0.8

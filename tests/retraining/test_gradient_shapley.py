@@ -17,6 +17,7 @@ from proponent.exceptions import (
 from proponent.models import torch_online
 from proponent.retraining import gradient_shapley
 from proponent.retraining.gradient_shapley import GradientShapley
+from proponent.retraining.passes import steps_of
 
 TEST = table(6, seed=3)
 
@@ -269,3 +270,51 @@ def test_the_learner_is_as_it_was():
     before = copy.copy(setup.get_params())
     GradientShapley(2, learning_rate=0.1).fit(setup, table(), test=TEST)
     assert setup.get_params() == before
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_groups_are_credited_with_the_steps_on_their_instances(vectorized):
+    """By a plain loop over the groups of each pass."""
+    train, rate = table(N), 0.1
+    names = np.array(["c", "a", "b", "a"])[np.arange(N) % 4]
+    method = GradientShapley(4, learning_rate=rate, progress=False)
+    found = method.fit(learner(vectorized=vectorized), train, groups=names).influence(TEST)
+    assert found.train_ids.tolist() == ["a", "b", "c"]
+    expected = np.zeros((len(TEST[1]), 3))
+    for orders, seeds in method._passes(0, 4, 1):
+        torch.manual_seed(int(seeds[0]) % 2**32)
+        module = mlp().double()
+        before = risks(module)
+        (steps,), _ = steps_of(orders, seeds, method._players.members)
+        for player in orders[0]:
+            mine = steps[names[steps] == "abc"[player]]
+            assert len(mine) == (names == "abc"[player]).sum()
+            for position in mine:
+                module.zero_grad()
+                x, y = (torch.from_numpy(part[position : position + 1]) for part in train)
+                nn.functional.cross_entropy(module(x), y).backward()
+                with torch.no_grad():
+                    for parameter in module.parameters():
+                        parameter -= rate * parameter.grad
+            after = risks(module)
+            expected[:, player] += (before - after) / 4
+            before = after
+    np.testing.assert_allclose(found.values, expected, atol=1e-10)
+    with pytest.raises(MethodCapabilityError, match="groups"):
+        method.memorization()
+
+
+def test_expected_influence_is_the_mean_over_runs_of_other_seeds():
+    method = GradientShapley(6, learning_rate=0.1, progress=False).fit(learner(), table(N))
+    found = method.expected(TEST, repeats=3)
+    first = method.influence(TEST)
+    runs = [first.values]
+    for purpose in (2, 3):
+        runs.append(method._marginals(method._tests(TEST, None), purpose).mean[:, :-1].T)
+    assert not np.allclose(runs[1], runs[0]) and not np.allclose(runs[1], runs[2])
+    np.testing.assert_allclose(found.values, np.mean(runs, axis=0), rtol=1e-10, atol=1e-14)
+    errors = np.std(runs, axis=0, ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(found.std_error, errors, rtol=1e-8, atol=1e-14)
+    assert found.diagnostics["repeats"] == 3 and -1 <= found.diagnostics["rank_stability"] <= 1
+    with pytest.raises(InvalidInputError, match="repeats"):
+        method.expected(TEST, repeats=1)

@@ -52,6 +52,13 @@ def fresh(kind, **settings):
     return Submodels(kind(noise=1.0), TRAIN, **settings)
 
 
+def test_another_version_of_the_training_code_is_refused(study, monkeypatch):
+    study.open().fit(MASKS[:3], SEEDS[:3])
+    monkeypatch.setattr(study.kind, "training_version", 2)
+    with pytest.raises(InvalidInputError, match="version of the learner's training code differs"):
+        study.open()
+
+
 def test_what_was_measured_is_there_after_the_process(study):
     expected = fresh(study.kind).utilities(MASKS, SEEDS, TEST)
     assert_array_equal(study.open().utilities(MASKS, SEEDS, TEST), expected)

@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 
+import job_examples  # noqa: F401 (registers a backend)
 import joblib
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ LABELS = np.array([1.0, 5.0, -2.0, 0.5, 3.0, 8.0, -1.0])
 TRAIN = (np.arange(float(N)), LABELS)
 TEST = (np.zeros(3), np.array([0.0, 1.0, 2.5]))
 LEARNERS = [MeanLearner, StackedLearner]
-BACKENDS = [None, "threading", "loky"]
+BACKENDS = [None, "threading", "loky", "counting"]
 
 rng = np.random.default_rng(0)
 MASKS = rng.random((23, N)) < 0.6

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from retraining.toy_learners import MeanLearner, StackedLearner, trainings
+from retraining.toy_learners import FragileLearner, MeanLearner, StackedLearner, trainings
 
 from proponent.retraining.submodels import Submodels
 
@@ -148,3 +148,51 @@ def test_after_an_interrupt_from_the_keyboard_the_same_object_goes_on(tmp_path, 
     again = len(trainings(running.log)) - ROWS
     assert again <= 4 * n_jobs * (1 if n_jobs == 1 else 2)
     assert len(set(trainings(running.log))) == ROWS
+
+
+def means(seeds=SEEDS):
+    """Return what each submodel is, in a plain loop."""
+    pairs = zip(MASKS, seeds, strict=True)
+    return np.array(
+        [TRAIN[1][mask].mean() + np.random.default_rng(s).normal() for mask, s in pairs]
+    )
+
+
+def test_a_worker_that_is_killed_while_it_measures_loses_what_was_under_way(tmp_path):
+    once, log = tmp_path / "once", tmp_path / "measured"
+    learner = FragileLearner(1.0, tmp_path / "trainings", once=once, measured=log)
+    submodels = Submodels(learner, TRAIN, n_jobs=2)
+    submodels.fit(MASKS, SEEDS)
+    found = submodels.utilities(MASKS, SEEDS, TEST)
+    assert once.exists()  # somebody died
+    assert_array_equal(found, uninterrupted("StackedLearner"))
+    measured = log.read_text().split()
+    assert len(set(measured)) == ROWS
+    assert len(measured) - ROWS <= 4 * 4  # batches of 4, of which at most 4 were under way
+    assert len(trainings(tmp_path / "trainings")) == ROWS
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_submodel_that_kills_whoever_measures_it_fails_alone(tmp_path, stored):
+    log, path = tmp_path / "measured", tmp_path / "store" if stored else None
+    deadly = means()[[5, 6, 14]]
+    learner = FragileLearner(1.0, tmp_path / "trainings", deadly=deadly, measured=log)
+    submodels = Submodels(learner, TRAIN, path=path, n_jobs=2)
+    submodels.fit(MASKS, SEEDS)
+    found = submodels.utilities(MASKS, SEEDS, TEST)
+    failed = np.isnan(found).all(axis=1)
+    assert np.flatnonzero(failed).tolist() == [5, 6, 14]
+    expected = uninterrupted("StackedLearner")
+    assert_array_equal(found[~failed], expected[~failed])
+    (reason,) = submodels.report()["failures"]
+    assert "worker process died" in reason
+    if stored:  # another process, where there is memory enough, measures what is missing
+        log.unlink()
+        later = FragileLearner(1.0, tmp_path / "trainings", measured=log)
+        again = Submodels(later, TRAIN, path=path).utilities(MASKS, SEEDS, TEST)
+        assert_array_equal(again, expected)
+        assert len(trainings(tmp_path / "trainings")) == ROWS
+        # A batch is measured as it was stored.
+        assert set(log.read_text().split()) == {
+            repr(mean) for mean in means()[[4, 5, 6, 7, *range(12, 16)]].tolist()
+        }

@@ -7,13 +7,14 @@ from retraining.games import enumerated, random_worth, table_game
 from retraining.refit_examples import classification, regression
 from retraining.sampled import assert_calibrated, deviations, user_game
 from retraining.submodel_examples import Failing, Logged, utilities
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 import proponent as pp
 from proponent.exceptions import InvalidInputError, ProponentError
 from proponent.retraining import tmc_shapley
-from proponent.retraining.stopping import MaxModels
+from proponent.retraining.stopping import MaxModels, MaxSeconds, RankStability, TargetStdError
+from proponent.retraining.tmc_shapley import error_bound
 
 NUMBERS = regression(9, 2, tests=3)
 CLASSES = classification(8, 2, 2, tests=4)
@@ -342,7 +343,8 @@ def test_where_to_cut_takes_a_test_set():
         ({"tolerance": np.inf}, "tolerance"),
         ({"tolerance": "1%"}, "tolerance"),
         ({"rule": "exact"}, "rule must be 'paper' or 'released'"),
-        ({"stop": MaxModels(5)}, "stop: TMCShapley takes none"),
+        ({"stop": MaxModels(5)}, "stop: one permutation takes 10 submodels"),
+        ({"stop": 5}, "stop: expected a rule"),
     ],
 )
 def test_a_setting_that_makes_no_sense(settings, message):
@@ -360,3 +362,56 @@ def test_a_negative_utility_is_near_too():
 
     found = pp.TMCShapley(5, tolerance=0.05, rule="released").fit(user_game(negative, 20))
     assert found.influence().diagnostics["mean_steps"] < 20
+
+
+STOPS = {
+    "models": (MaxModels(60), 7),  # 2 + 7 * 8 are 60 at most
+    "error": (TargetStdError(0.3, relative=True), None),
+    "ranks": (RankStability(0.9, checks=2) & MaxModels(600), None),
+    "either": (MaxSeconds(1e-9) | TargetStdError(1e-9), 16),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+def test_stopping_rules_end_it_after_some_of_the_same_permutations(name, tolerance):
+    rule, expected = STOPS[name]
+    game, settings = user_game(saturating(9), 9), {"tolerance": tolerance, "seed": 3}
+    stopped = pp.TMCShapley(2000, stop=rule, **settings).fit(game).influence()
+    used = stopped.diagnostics["permutations"]
+    assert used == expected if expected else (16 <= used < 2000 and not used % 16)
+    whole = pp.TMCShapley(used, **settings).fit(game).influence()
+    assert_allclose(stopped.values, whole.values, rtol=1e-12)
+    joint = pp.TMCShapley(used, **settings).fit(game).influence(joint=True)
+    met = joint.std_error <= 0.3 * joint.values.std()
+    if name == "error":
+        assert met.all()
+
+
+def test_a_rule_that_looks_takes_a_test_set_and_trains_nothing_in_vain():
+    train, test = NUMBERS
+    method = pp.TMCShapley(500, tolerance=0, stop=TargetStdError(1e9), **PRIOR)
+    with pytest.raises(InvalidInputError, match="stop: this rule looks"):
+        method.fit(Logged(), train)
+    assert not Logged.trainings
+    found = method.fit(Logged(), train, test=test).influence()
+    assert found.diagnostics["permutations"] == 16
+    trained = len(Logged.trainings)
+    Logged.trainings.clear()
+    pp.TMCShapley(16, tolerance=0, **PRIOR).fit(Logged(), train, test=test)
+    assert trained == len(Logged.trainings) >= 1 + 16 * 8
+    timed = pp.TMCShapley(500, tolerance=0, stop=MaxSeconds(1e-9)).fit(Ridge(), train)
+    assert timed.influence(test).diagnostics["permutations"] == 16
+
+
+def test_the_bound_of_hoeffding_is_there_for_accuracies_without_truncation():
+    # By hand: ln(2 * 100 / 0.05) = 8.294, and 2 * 8.294 / 0.05^2 = 6635.2 permutations.
+    assert error_bound(100, 6636, 0.05) <= 0.05 < error_bound(100, 6635, 0.05)
+    train, test = CLASSES
+    settings = {"tolerance": 0.0, "utility": "accuracy"}
+    found = pp.TMCShapley(20, **settings).fit(LogisticRegression(), train).influence(test)
+    exact = pp.Shapley(estimator="exact", utility="accuracy").fit(LogisticRegression(), train)
+    off = np.abs(found.values - exact.influence(test).values).max()
+    assert off <= found.diagnostics["largest_error_bound"] == error_bound(8, 20, 0.05)
+    risk = pp.TMCShapley(20, tolerance=0.0).fit(LogisticRegression(), train).influence(test)
+    assert "largest_error_bound" not in risk.diagnostics

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
+Values = NDArray[Any]  # float64, or float32 throughout
 
 # Up to this order, and from twice as many matrices on, vectorising over the matrices is faster
 # than calling LAPACK for each (one core, factor and solution: 3.5 against 12 us at p = 21 and
@@ -83,7 +83,7 @@ def _factorise(matrices: Values) -> Values:
             if j:
                 column -= np.einsum("rik,ik->rk", matrices[j:, :j], matrices[j, :j])
             # A pivot that is not positive makes the rest of its matrix NaN, and of no other.
-            column *= 1.0 / np.sqrt(np.where(column[0] > 0, column[0], np.nan))
+            column *= 1.0 / np.sqrt(column[0])
     return matrices
 
 
@@ -105,7 +105,7 @@ def _factorise_each(matrices: Values) -> Values:
     """Return the lower factors ``(K, p, p)`` by LAPACK; NaN: failed."""
     from scipy.linalg import lapack
 
-    potrf: Any = lapack.dpotrf
+    potrf: Any = lapack.dpotrf if matrices.dtype == np.float64 else lapack.spotrf
     factors = np.ascontiguousarray(matrices.transpose(2, 0, 1))
     for factor in factors:
         # The transpose is a Fortran array, whose upper triangle is the lower one: no copy.
@@ -120,7 +120,7 @@ def _factorise_each(matrices: Values) -> Values:
 def _substitute_each(factors: Values, right: Values) -> Values:
     from scipy.linalg import lapack
 
-    potrs: Any = lapack.dpotrs
+    potrs: Any = lapack.dpotrs if factors.dtype == np.float64 else lapack.spotrs
     solution = np.array(right.T, order="C")
     for factor, vector in zip(factors, solution, strict=True):
         vector[:] = potrs(factor.T, vector, lower=0)[0]

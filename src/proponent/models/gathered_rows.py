@@ -52,19 +52,19 @@ def principal_rows(shared: SharedRows) -> tuple[SharedRows, Values]:
     return SharedRows(shared.matrix @ basis, shared.intercept), basis
 
 
-def subsets_at_once(n: int, order: int, outputs: int) -> int:
+def subsets_at_once(n: int, systems: int, outputs: int) -> int:
     """Return how many subsets to fit together, so that their working arrays stay in the cache.
 
     Parameters
     ----------
     n : int
         Rows of the training set.
-    order : int
-        Of the systems that are factorised for each subset, 0 where none are.
+    systems : int
+        Numbers in float64 that the systems factorised for each subset take.
     outputs : int
         Logits or targets of an instance.
     """
-    entries = 2 * order**2 + (8 + 6 * outputs) * n
+    entries = systems + (8 + 6 * outputs) * n
     return int(np.clip(WORKING_BYTES // (8 * entries), FEWEST, MOST))
 
 

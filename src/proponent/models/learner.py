@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,15 @@ class Learner(Parameterised, ABC):
     """A recipe that trains a model on any subset of a training set, from a seed.
 
     ``__init__`` names every hyperparameter and stores each under its own name.
+
+    Attributes
+    ----------
+    training_version : int
+        Of the code that trains and measures. It is raised by hand whenever the same recipe comes
+        to other numbers than before: a store that another version wrote is then refused.
     """
+
+    training_version: ClassVar[int] = 1
 
     @abstractmethod
     def bind(self, train: Instances) -> Trainer:
@@ -201,6 +209,22 @@ class Trainer(ABC):
     ) -> Fitted:
         """Return the submodels that ``to_arrays`` stored."""
         raise MethodCapabilityError(f"{type(self).__name__} does not store its submodels.")
+
+    def part(self, fitted: Fitted, start: int, stop: int) -> Fitted | None:
+        """Return some of the submodels, or None: they cannot be told apart.
+
+        Here a list of models has them in order, and arrays have them on their first axis.
+        """
+        failures = {
+            row - start: reason for row, reason in fitted.failures.items() if start <= row < stop
+        }
+        if isinstance(fitted.models, list):
+            return Fitted(fitted.models[start:stop], stop - start, failures)
+        arrays = self.to_arrays(fitted)
+        if arrays is None or any(len(array) != fitted.size for array in arrays.values()):
+            return None
+        some = {name: array[start:stop] for name, array in arrays.items()}
+        return self.from_arrays(some, stop - start, failures)
 
     def nbytes(self, fitted: Fitted) -> int:
         """Return the memory that the submodels take, in bytes."""

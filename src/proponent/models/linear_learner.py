@@ -157,7 +157,7 @@ class LinearTrainer(PredictingTrainer):
         if intercept:
             self._level = np.asarray(self._responses.mean(axis=0))
         order = min(self.n, self._rows.width)
-        self.at_once = subsets_at_once(self.n, order, outputs)
+        self.at_once = subsets_at_once(self.n, 2 * order**2, outputs)
 
     @override
     def fit(self, counts: Counts, seeds: Seeds) -> Fitted:

@@ -1,11 +1,14 @@
 """Newton directions of many penalised logistic losses: by a factor, or by conjugate gradients.
 
-Up to some order the Hessian of each subset is formed and factorised. Beyond it the directions are
-found by conjugate gradients, which only multiply by it: two products with the rows each time,
-however many coefficients there are.
+Up to some order the Hessian of each subset is formed and factorised: in single precision, which
+takes half as long, as the gradient, in double precision, decides where the method ends. Beyond it
+the directions are found by conjugate gradients, which only multiply by it: two products with the
+rows each time, however many coefficients there are.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +19,15 @@ from proponent.models.subset_rows import Rows
 
 Values = NDArray[np.float64]
 
+Rough = NDArray[np.float32]
+
 LARGEST_FACTORISED = 64
 # What is added to a Hessian that rounding has made singular, as a share of its largest entry.
 SHIFTS = 10.0 ** np.arange(-14, 0)
+# Of a direction by factors in single precision; beyond it they are found in double precision.
+LARGEST_RESIDUAL = 1e-2
+# What is left of a second derivative when the other coefficients adapt, with digits to spare.
+LEAST_ALONE = 1e-3
 MOST_MULTIPLICATIONS = 250  # for one direction; what is found by then descends too
 
 
@@ -32,10 +41,14 @@ def inner(first: Values, second: Values) -> Values:
     return np.asarray(np.einsum("apk,apk->k", first, second))
 
 
-def factorised_direction(
-    rows: Rows, loss: Loss, ridge: Values, chances: Values, gradient: Values, workspace: Values
-) -> Values:
-    """Return the Newton directions by the factors of the Hessians.
+def rough_direction(
+    rows: Rows, loss: Loss, ridge: Values, chances: Values, gradient: Values, workspace: Rough
+) -> tuple[Values, Values, Values]:
+    """Return the Newton directions by factors of the Hessians in single precision.
+
+    Their residuals, in double precision, say what was lost. Where that is too much, or a
+    coefficient's second derivative is nearly nothing once the others adapt, the factors are found
+    in double precision.
 
     Parameters
     ----------
@@ -46,16 +59,61 @@ def factorised_direction(
     gradient : ndarray of shape (q - 1, p, K)
         Of the objective.
     workspace : ndarray of shape (q - 1, p, q - 1, p, K)
-        Overwritten: fresh memory would take longer than what is done in it.
+        Of float32, overwritten: fresh memory would take longer than what is done in it.
+
+    Returns
+    -------
+    direction : ndarray of shape (q - 1, p, K)
+    change : ndarray of shape (q - 1, m, K)
+        Of the logits along it.
+    left : ndarray of shape (K,)
+        The residual relative to the gradient, each entry by the root of its second derivative;
+        0 in double precision.
     """
+    scale = np.abs(gradient).max(axis=(0, 1))
+    scale[scale == 0.0] = 1.0
+    unit = gradient / scale
+    # What overflows or underflows is found out by the residual.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
+        matrices = _hessian(rows, loss, ridge, loss.curvature(chances), workspace)
+        inverse = 1.0 / np.einsum("iik->ik", matrices)
+        factor = BatchedCholesky(matrices)
+        right = -unit.astype(np.float32).reshape(-1, len(scale))
+        found = factor.solve(right).astype(np.float64).reshape(gradient.shape)
+        alone = (factor.pivots**2 * inverse).min(axis=0)
+        inverse = inverse.reshape(gradient.shape)
+        change = rows.forward(found)
+        residual = rows.backward(loss.bend(chances, change))
+        residual += penalised(loss, ridge, found)
+        residual += unit
+        left = np.sqrt(inner(inverse * residual, residual) / inner(inverse * unit, unit))
+    direction = found * scale
+    change *= scale
+    left[~gradient.any(axis=(0, 1))] = 0.0
+    exact = np.flatnonzero(~((left <= LARGEST_RESIDUAL) & (alone >= LEAST_ALONE)))
+    if len(exact):
+        some = rows.select(exact)
+        direction[:, :, exact] = exact_direction(
+            some, loss.select(exact), ridge, chances[..., exact], gradient[:, :, exact]
+        )
+        change[:, :, exact] = some.forward(direction[:, :, exact])
+        left[exact] = 0.0
+    return direction, change, left
+
+
+def exact_direction(
+    rows: Rows, loss: Loss, ridge: Values, chances: Values, gradient: Values
+) -> Values:
+    """Return the Newton directions in double precision, as :func:`rough_direction` does."""
     curvature = loss.curvature(chances)
+    shape = (*gradient.shape[:2], *gradient.shape)
     right = -gradient.reshape(-1, gradient.shape[2])
-    factor = BatchedCholesky(_hessian(rows, loss, ridge, curvature, workspace))
+    factor = BatchedCholesky(_hessian(rows, loss, ridge, curvature, np.empty(shape)))
     solution = factor.solve(right)
     failed = np.flatnonzero(factor.failed)
     if len(failed):
         some = [(a, b, weights[:, failed]) for a, b, weights in curvature]
-        fresh = np.empty((*workspace.shape[:-1], len(failed)))
+        fresh = np.empty((*shape[:-1], len(failed)))
         matrices = _hessian(rows.select(failed), loss, ridge, some, fresh)
         solution[:, failed] = _solve_shifted(matrices, right[:, failed])
     return solution.reshape(gradient.shape)
@@ -72,7 +130,7 @@ def conjugate_direction(
     Parameters
     ----------
     rows, loss, ridge, chances, gradient
-        As in :func:`factorised_direction`.
+        As in :func:`rough_direction`.
     tolerance : ndarray of shape (K,)
         How small the residual must become, relative to the gradient.
 
@@ -108,8 +166,8 @@ def conjugate_direction(
 
 
 def _hessian(
-    rows: Rows, loss: Loss, ridge: Values, curvature: list[Curvature], out: Values
-) -> Values:
+    rows: Rows, loss: Loss, ridge: Values, curvature: list[Curvature], out: NDArray[Any]
+) -> NDArray[Any]:
     """Return the second derivatives, ``(p (q - 1), p (q - 1), K)``: their lower triangles.
 
     They are written to ``out``, ``(q - 1, p, q - 1, p, K)``.

@@ -199,7 +199,8 @@ class LogisticTrainer(PredictingTrainer):
         """Return how many models of some classes to fit together."""
         factorised = self._factorises(number, self._rows.width)
         order = (number - 1) * self._rows.width if factorised else 0
-        return subsets_at_once(self.n, order, number)
+        # A matrix of float32, and what it is made from.
+        return subsets_at_once(self.n, order**2, number)
 
     @override
     def fit(self, counts: Counts, seeds: Seeds) -> Fitted:
@@ -214,8 +215,10 @@ class LogisticTrainer(PredictingTrainer):
         for number in range(2, self._n_classes + 1):
             order = np.flatnonzero(numbers == number)
             order = order[np.argsort(sizes[order], kind="stable")]
-            for first in range(0, len(order), self._width(number)):
-                some = order[first : first + self._width(number)]
+            if not len(order):
+                continue
+            # Parts of about the same number: of a few subsets, each takes longer.
+            for some in np.array_split(order, -(-len(order) // self._width(number))):
                 classes = np.nonzero(present[some])[1].reshape(-1, number)
                 solution = self._solve(counts[some], classes)
                 found = np.zeros((len(some), number, coefficients.shape[2]))

@@ -139,6 +139,8 @@ class SoftmaxLoss:
         self._counts = counts
         self._inside = np.minimum(counts, 1.0)
         self._own = np.stack([classes == position for position in range(number)])
+        self._mine = self._own.astype(np.float64)
+        self._others = 1.0 - self._mine
         # The sum of squares of q coefficients that sum to zero, by their differences to the first.
         self.penalty = np.eye(number - 1) - 1.0 / number
 
@@ -153,11 +155,12 @@ class SoftmaxLoss:
         """Return the derivative by the logits, and the probabilities times the counts."""
         chances, _ = _exponentials(logits)
         chances *= self._counts / chances.sum(axis=0)
-        others = np.where(self._own, 0.0, chances)
+        others = chances * self._others
         # One minus the probability of the own class, with all its digits however small it is.
         wrong = others.sum(axis=0)
-        np.negative(wrong, out=wrong)
-        return np.where(self._own[1:], wrong, others[1:]), chances
+        residuals = others[1:]
+        residuals -= wrong * self._mine[1:]
+        return residuals, chances
 
     def curvature(self, chances: Values) -> list[Curvature]:
         """Return the second derivatives."""
@@ -195,6 +198,8 @@ class SoftmaxLoss:
         chosen._inside = self._inside[:, subsets]
         shared = self._own.shape[2] == 1
         chosen._own = self._own if shared else self._own[:, :, subsets]
+        chosen._mine = self._mine if shared else self._mine[:, :, subsets]
+        chosen._others = self._others if shared else self._others[:, :, subsets]
         chosen.penalty = self.penalty
         return chosen
 

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from proponent.models.logistic_directions import (
     LARGEST_FACTORISED,
     conjugate_direction,
-    factorised_direction,
+    exact_direction,
     inner,
     penalised,
+    rough_direction,
 )
 from proponent.models.logistic_losses import Loss
 from proponent.models.subset_rows import Rows
@@ -38,6 +39,8 @@ FULL_STEP = 1.79  # just below the root of (e^R - R - 1) / R^2 = 1
 SMALLEST, LARGEST = 1e-7, 0.1
 # Powers of the length where the bound is least that are tried; the first descends for certain.
 PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)
+# What rounding leaves of a direction is taken for so much more: it differs by who is beside whom.
+MARGIN = 100.0
 # Subsets that are done are worked on with the others until they are more than this share.
 LARGEST_IDLE = 0.3
 
@@ -118,7 +121,8 @@ class _Descent:
         others, width, count = coefficients.shape
         factorise = others * width <= LARGEST_FACTORISED
         shape = others, width, others, width, count
-        self._workspace = np.empty(shape) if factorise else None
+        self._workspace = np.empty(shape, np.float32) if factorise else None
+        self._rough = True  # until it is not enough for most
         self._move(coefficients, rows.forward(coefficients))
 
     def select(self, subsets: NDArray[np.intp]) -> _Descent:
@@ -135,8 +139,7 @@ class _Descent:
 
     def step(self) -> Values:
         """Take a step, and return the order of the error that it leaves, ``(K,)``."""
-        direction, inexact = self._direction()
-        change = self._rows.forward(direction)
+        direction, change, inexact = self._direction()
         spread = self._spread = self._loss.spread(change)
         length = np.ones(len(spread))
         here, logits = self.coefficients, self._logits
@@ -160,13 +163,20 @@ class _Descent:
         error = (spread + inexact) * np.maximum(spread, moved)
         return np.where(length == 1.0, error, np.inf)
 
-    def _direction(self) -> tuple[Values, Values]:
-        """Return the Newton directions, and how far from exact they are, ``(K,)``."""
-        where = self._rows, self._loss, self._ridge, self._chances, self._gradient
-        if self._workspace is not None:
-            return factorised_direction(*where, self._workspace), np.zeros(len(self._spread))
-        # Exact enough for the error to be squared by the step, as far as one can tell.
-        return conjugate_direction(*where, np.clip(self._spread, SMALLEST, LARGEST))
+    def _direction(self) -> tuple[Values, Values, Values]:
+        """Return directions, the changes of the logits, and how inexact they are, ``(K,)``."""
+        where = self._rows, self._loss, self._ridge, self._chances
+        if self._workspace is None:
+            # Exact enough for the error to be squared by the step, as far as one can tell.
+            tolerance = np.clip(self._spread, SMALLEST, LARGEST)
+            direction, reached = conjugate_direction(*where, self._gradient, tolerance)
+            return direction, self._rows.forward(direction), reached
+        if not self._rough:
+            direction = exact_direction(*where, self._gradient)
+            return direction, self._rows.forward(direction), np.zeros(len(self._spread))
+        direction, change, left = rough_direction(*where, self._gradient, self._workspace)
+        self._rough = int(np.count_nonzero(left)) > len(left) // 2
+        return direction, change, MARGIN * left
 
 
 @dataclass(frozen=True)

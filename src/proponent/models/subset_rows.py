@@ -32,8 +32,11 @@ class Rows(Protocol):
     def backward(self, residuals: Values) -> Values:
         """Return ``sum_i r_ik x_i``: from ``(outputs, m, K)`` to ``(outputs, p, K)``."""
 
-    def gram(self, weights: Values, out: Values) -> None:
-        """Write ``sum_i w_ik x_i x_i^T``: from ``(m, K)``, none negative, to ``(p, p, K)``."""
+    def gram(self, weights: Values, out: NDArray[Any]) -> None:
+        """Write ``sum_i w_ik x_i x_i^T``: from ``(m, K)``, none negative, to ``(p, p, K)``.
+
+        They are computed in the precision of ``out``.
+        """
 
     def squares(self, weights: Values) -> Values:
         """Return ``sum_i w_ik x_ij^2``: from ``(m, K)`` to ``(p, K)``."""
@@ -82,6 +85,11 @@ class SharedRows:
         columns = np.ascontiguousarray(self.matrix.T)
         return np.asarray(columns[i] * columns[j])
 
+    @cached_property
+    def _rough_table(self) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):
+            return self._table.astype(np.float32)
+
     @property
     def features(self) -> Values:
         """The features without the column of ones."""
@@ -125,9 +133,12 @@ class SharedRows:
         """Return ``sum_i r_ik x_i``, as :class:`Rows` says."""
         return np.asarray(np.matmul(self.matrix.T, residuals))
 
-    def gram(self, weights: Values, out: Values) -> None:
+    def gram(self, weights: Values, out: NDArray[Any]) -> None:
         """Write the Gram matrices by one product with the table: ``n p^2`` flops a subset."""
-        products = self._table @ weights
+        if out.dtype == np.float32:
+            products: NDArray[Any] = self._rough_table @ weights.astype(np.float32)
+        else:
+            products = self._table @ weights
         for j, positions in enumerate(self._positions):
             np.take(products, positions, axis=0, out=out[j], mode="clip")
 
@@ -176,9 +187,9 @@ class OwnRows:
         """Return ``sum_i r_ik x_i``, as :class:`Rows` says."""
         return _last(np.matmul(self.matrices.transpose(0, 2, 1), residuals.transpose(2, 1, 0)))
 
-    def gram(self, weights: Values, out: Values) -> None:
+    def gram(self, weights: Values, out: NDArray[Any]) -> None:
         """Write the Gram matrices one by one: ``m p^2`` flops each, by symmetric products."""
-        scaled = self.matrices * np.sqrt(weights.T)[:, :, None]
+        scaled = (self.matrices * np.sqrt(weights.T)[:, :, None]).astype(out.dtype, copy=False)
         out[:] = np.matmul(scaled.transpose(0, 2, 1), scaled).transpose(1, 2, 0)
 
     def squares(self, weights: Values) -> Values:

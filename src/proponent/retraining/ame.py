@@ -80,9 +80,10 @@ class AME(SubmodelMethod):
     v(empty).
 
     Scores are ``(n_test, n_train)``, in units of the utility. An instance that the LASSO leaves
-    out gets 0; its standard error is that of the one-step estimate. The errors do not know of the
-    selection. The values for a sum of test instances are the sum of their values, except by the
-    LASSO.
+    out gets 0; its standard error is that of the one-step estimate. Those of ``debias="support"``
+    do not know of the selection, as the diagnostics say (``std_errors``); those of ``"one_step"``
+    are of estimates without one. The values for a sum of test instances are the sum of their
+    values, except by the LASSO.
 
     **Cost** ``n_models`` trainings (``2^n`` where exact), then as many predictions of a test
     instance and, for the LASSO, six paths of ``penalties`` fits.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,11 +14,20 @@ from proponent._randomness import fixed_randomness
 from proponent._results.checks import as_count
 from proponent.card import MethodCard
 from proponent.data import Instances
-from proponent.exceptions import InvalidInputError, NonFiniteError, ProponentError
+from proponent.exceptions import (
+    InvalidInputError,
+    MethodCapabilityError,
+    NonFiniteError,
+    ProponentError,
+)
+from proponent.influence import Influence
 from proponent.method import InfluenceMethod
 from proponent.models.learner import Fitted, Prepared
 from proponent.progress import progress
 from proponent.retraining.checks import check_seed
+from proponent.retraining.passes import Marginals, online, pass_seed, steps_of
+from proponent.retraining.players import Players
+from proponent.retraining.repeats import expectation
 from proponent.retraining.utility import Utility, utility_of
 
 if TYPE_CHECKING:
@@ -111,10 +118,12 @@ class GradientShapley(InfluenceMethod):
         space_complexity="O(n + p)",
         storage_complexity="O(n^2 p)",
         assumes=("differentiable", "optimizer"),
+        group=True,
         generative=True,
         original_sign="the same, in the utility of the model (accuracy)",
     )
     _trainer: TorchTrainer
+    _players: Players
     _given: tuple[Instances, Marginals] | None
     _left_out: int  # passes that diverged on training instances, at most
 
@@ -134,7 +143,9 @@ class GradientShapley(InfluenceMethod):
         self.progress = progress
 
     @override
-    def fit(self, model: Any, train: Any, *, ids: Any = None, test: Any = None) -> Self:
+    def fit(
+        self, model: Any, train: Any, *, ids: Any = None, groups: Any = None, test: Any = None
+    ) -> Self:
         """Take the learner and its training set; with a test set, walk the passes for it.
 
         Parameters
@@ -145,6 +156,9 @@ class GradientShapley(InfluenceMethod):
             The training set.
         ids : array-like of shape (n,), optional
             Unique labels of the training instances.
+        groups : array-like of shape (n,), optional
+            The name of the group of each instance: a pass then takes group after group, and
+            credits each with the change of the utility by the steps on all of its instances.
         test : (X, y), dict, Dataset or Instances, optional
             What ``influence()`` answers for; ``learning_rate="auto"`` is chosen by it.
 
@@ -163,15 +177,54 @@ class GradientShapley(InfluenceMethod):
         as_count(self.n_permutations, "n_permutations")
         check_seed(self.seed)
         rate = self._checked_rate()
-        self.train_ = Instances.of(train, ids=ids, role="train")
+        instances = Instances.of(train, ids=ids, role="train")
+        self._players = Players(instances, groups)
+        self.train_ = self._players.instances
         tests = None if test is None else super()._tests(test, None)
         self._given = None
         with fixed_randomness():  # data sets may draw when they are looked at
-            self._trainer = _online(model).bind(self.train_)
+            self._trainer = online(model).bind(instances)
             self.learning_rate_ = self._chosen_rate(tests) if rate is None else rate
             if tests is not None:
                 self._given = tests, self._marginals(tests)
         return self
+
+    @override
+    def expected(self, test: Any = None, *, repeats: int = 5, ids: Any = None) -> Influence:
+        """Return the mean over ``repeats`` runs of the passes, each from other seeds.
+
+        Every pass has an order and initial parameters of its own, so that :meth:`influence` is
+        the same expectation from fewer passes; this one says how far whole runs differ.
+
+        Parameters
+        ----------
+        test, ids
+            As in :meth:`influence`.
+        repeats : int
+            How many runs, 2 or more.
+
+        Returns
+        -------
+        Influence
+            The mean, with its standard error over the runs; diagnostics have the deviation
+            between them and how much two halves agree in rank.
+
+        Raises
+        ------
+        InvalidInputError
+            If ``repeats`` is less than 2.
+        """
+        rows, instances = self._rows(None), self._tests(test, ids)
+
+        def values(repeat: int) -> Values:
+            # The first run is that of `influence`; number 1 chose the learning rate.
+            query = self._marginals(instances, repeat + 1) if repeat else self._query(instances)
+            return self._scores(query, rows)
+
+        with fixed_randomness():
+            mean, errors, noticed = expectation(values, repeats)
+        noticed["learning_rate"] = self.learning_rate_
+        return self._answer(mean, rows, instances.ids, errors, noticed)
 
     # The frame's hooks
 
@@ -208,6 +261,11 @@ class GradientShapley(InfluenceMethod):
 
     @override
     def _self_scores(self, rows: range) -> Values:
+        if self._players.members is not None:
+            raise MethodCapabilityError(
+                "GradientShapley: memorization is the influence of a training instance on itself; "
+                "the players here are groups."
+            )
         scores, left_out = np.empty(len(rows)), 0
         for start in range(0, len(rows), BLOCK):
             positions = np.arange(rows.start, rows.stop)[start : start + BLOCK]
@@ -226,7 +284,7 @@ class GradientShapley(InfluenceMethod):
 
     # The passes
 
-    def _marginals(self, tests: Instances) -> Marginals:
+    def _marginals(self, tests: Instances, purpose: int = 0) -> Marginals:
         """Walk the passes and average the changes that the steps make.
 
         Raises
@@ -241,13 +299,18 @@ class GradientShapley(InfluenceMethod):
         what = "passes of gradient descent"
         shown: Any = progress(total=size, description=what, enabled=self.progress)
         with shown as bar:
-            for orders, seeds in self._passes(0, size, at_once):
+            for orders, seeds in self._passes(purpose, size, at_once):
+                steps, ends = steps_of(orders, seeds, self._players.members)
                 utilities = np.empty((len(orders), n + 1, len(tests)))
 
-                def see(step: int, models: Fitted, utilities: Values = utilities) -> None:
-                    utilities[:, step] = self._measured(step, models, prepared)
+                def see(
+                    step: int, models: Fitted, utilities: Values = utilities, ends: Any = ends
+                ) -> None:
+                    row, number = np.nonzero(ends == step)
+                    if len(row):
+                        utilities[row, number] = self._measured(step, models, prepared)[row]
 
-                self._walk(orders, seeds, self.learning_rate_, see)
+                self._walk(steps, seeds, self.learning_rate_, see)
                 for order, row in zip(orders, utilities, strict=True):
                     marginals = marginals.with_pass(order, row)
                 bar.update(len(orders))
@@ -264,7 +327,7 @@ class GradientShapley(InfluenceMethod):
                 "learning_rate='auto' is chosen by the utility on a test set: pass it to fit, "
                 "fit(model, train, test=(X_test, y_test)), or give a number."
             )
-        prepared, n = self._trainer.prepare(tests), len(self.train_)
+        prepared, n = self._trainer.prepare(tests), self._trainer.n
         best, chosen = -np.inf, None
         for rate in GRID:
             ends: list[float] = []
@@ -274,7 +337,7 @@ class GradientShapley(InfluenceMethod):
                     ends.extend(self._measured(step, models, prepared).mean(axis=1))
 
             for orders, seeds in self._passes(1, TRIALS, TRIALS):
-                self._walk(orders, seeds, rate, see)
+                self._walk(steps_of(orders, seeds, self._players.members)[0], seeds, rate, see)
             score = float(np.mean(ends) - np.std(ends))
             if score > best:  # not so where one diverged: NaN
                 best, chosen = score, rate
@@ -295,7 +358,7 @@ class GradientShapley(InfluenceMethod):
             some = range(start, min(start + at_once, size))
             orders = np.stack([random.permutation(len(self.train_)) for _ in some])
             # Seeds of their own: the numbers do not depend on how many are walked at once.
-            yield orders, np.array([_seed(self.seed, purpose, number) for number in some])
+            yield orders, np.array([pass_seed(self.seed, purpose, number) for number in some])
 
     def _walk(
         self,
@@ -338,62 +401,3 @@ class GradientShapley(InfluenceMethod):
                 f"learning_rate: expected 'auto' or a number of at least 0; got {rate!r}."
             )
         return float(rate)
-
-
-@dataclass(frozen=True)
-class Marginals:
-    """Means of the changes that steps make, over passes.
-
-    Attributes
-    ----------
-    mean, squares : ndarray of shape (n, T + 1)
-        Mean, and sum of squared deviations; the last column is of the sum over the tests.
-    used, left_out : int
-        Passes that count, and those that diverged.
-    """
-
-    mean: Values
-    squares: Values
-    used: int = 0
-    left_out: int = 0
-
-    @classmethod
-    def none(cls, n: int, n_tests: int) -> Marginals:
-        """Return the marginals of no pass."""
-        return cls(np.zeros((n, n_tests + 1)), np.zeros((n, n_tests + 1)))
-
-    def with_pass(self, order: NDArray[np.intp], utilities: Values) -> Marginals:
-        """Add a pass, with its utilities ``(n + 1, T)``; one that diverged does not count."""
-        if not np.isfinite(utilities).all():
-            return Marginals(self.mean, self.squares, self.used, self.left_out + 1)
-        found = np.empty_like(self.mean)
-        found[order, :-1] = np.diff(utilities, axis=0)
-        found[:, -1] = found[:, :-1].sum(axis=1)
-        change = found - self.mean
-        mean = self.mean + change / (self.used + 1)
-        squares = self.squares + change * (found - mean)
-        return Marginals(mean, squares, self.used + 1, self.left_out)
-
-    @property
-    def errors(self) -> Values | None:
-        """Standard errors of the means, ``(n, T + 1)``; None with a single pass."""
-        if self.used < 2:
-            return None
-        return np.asarray(np.sqrt(self.squares / (self.used * (self.used - 1))))
-
-
-def _online(learner: Any) -> Any:
-    """Return the learner with what single steps need: no optimizer or batches of its own."""
-    import torch
-
-    def optimizer(parameters: Any) -> Any:
-        return torch.optim.SGD(parameters, lr=0.1)
-
-    return copy.copy(learner).set_params(
-        optimizer_factory=optimizer, batch_size=1, epochs=1, steps=None, batches="own"
-    )
-
-
-def _seed(seed: int, purpose: int, number: int) -> int:
-    state = np.random.SeedSequence([seed, 0x66, purpose, number]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))

@@ -21,11 +21,12 @@ WHAT_DIFFERS = {
     "data": "the training set",
     "n": "the number of training instances",
     "recipe": "the recipe of the learner",
+    "training": "the version of the learner's training code",
 }
 SHOWN = 300  # characters of a recipe in a message
 
 
-def check_manifest(path: Path, data: str, recipe: str, n: int) -> None:
+def check_manifest(path: Path, data: str, recipe: str, n: int, training: int = 1) -> None:
     """Write the manifest of a new store; refuse a directory that holds another.
 
     Raises
@@ -35,7 +36,10 @@ def check_manifest(path: Path, data: str, recipe: str, n: int) -> None:
     ProponentError
         If it cannot be written to.
     """
-    wanted = {"format": FORMAT, "version": VERSION, "data": data, "n": n, "recipe": recipe}
+    wanted = {
+        **{"format": FORMAT, "version": VERSION, "data": data, "n": n},
+        **{"recipe": recipe, "training": training},
+    }
     file = path / MANIFEST
     if not file.exists():
         other = path.exists() and (not path.is_dir() or any(path.iterdir()))
@@ -64,7 +68,8 @@ def check_manifest(path: Path, data: str, recipe: str, n: int) -> None:
             f"path: {path} holds submodels of another study: {what} "
             f"{'differs' if len(differing) == 1 else 'differ'}"
             f"{_shown(found, wanted) if 'recipe' in differing else ''}. Choose another "
-            f"directory, one for each training set and recipe."
+            f"directory, one for each training set and recipe, and for each release of this "
+            f"library that trains otherwise."
         )
 
 

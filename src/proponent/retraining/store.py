@@ -48,6 +48,8 @@ class Store:
         What the learner is.
     n : int
         Number of training instances.
+    training : int
+        The version of the code that trains.
 
     Attributes
     ----------
@@ -64,9 +66,9 @@ class Store:
         If the directory holds submodels of another training set or recipe, or something else.
     """
 
-    def __init__(self, path: Path, data: str, recipe: str, n: int) -> None:
+    def __init__(self, path: Path, data: str, recipe: str, n: int, training: int = 1) -> None:
         self.path = path
-        check_manifest(path, data, recipe, n)
+        check_manifest(path, data, recipe, n, training)
         self._writer: JournalWriter | None = None
         self._owner = 0
         self.unread_bytes = 0

@@ -82,13 +82,15 @@ class Submodels:
     ------
     InvalidInputError
         If an argument cannot be used, or ``path`` holds submodels of another training set or
-        recipe.
+        recipe, or of another version of the learner's training code.
 
     Notes
     -----
     A submodel is known by the training instances that are in, how often, and by its seed; where
     a learner has no use for a seed, all seeds share the submodel. What is stored is known by the
-    content of the training set, the recipe, the content of the test set and the utility as well.
+    content of the training set, the recipe, the version of the learner's training code (which is
+    raised by hand when that comes to other numbers; see :class:`Learner`), the content of the test
+    set and the utility as well.
 
     With a path and a learner whose submodels can be stored as arrays, ``fit`` stores them all.
     Where they cannot, ``fit`` leaves the training to ``utilities``, which stores each result as it
@@ -138,8 +140,9 @@ class Submodels:
         self._trainer: Trainer = self.learner.bind(self.train)
         self._store: Store | None = None
         if self.path is not None:
-            content = self.train.content_hash()
-            self._store = Store(self.path, content, self.learner.recipe(), len(self.train))
+            content, version = self.train.content_hash(), self.learner.training_version
+            recipe, n = self.learner.recipe(), len(self.train)
+            self._store = Store(self.path, content, recipe, n, version)
         self._held = Held(self._trainer, memory, self._store)
         self._training = Training(self._trainer, self._held, n_jobs, progress)
         self._measurements = Measurements(self._trainer, self._store, memory)

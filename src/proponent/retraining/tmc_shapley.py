@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,8 +27,11 @@ from proponent.retraining.coalitions import (
     join,
 )
 from proponent.retraining.designs import Permutations
+from proponent.retraining.growth import more_than
 from proponent.retraining.method import SubmodelMethod
 from proponent.retraining.settings import NEEDS, Settings
+from proponent.retraining.stopping import State
+from proponent.retraining.utility import Accuracy
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,6 +40,7 @@ Values = NDArray[np.float64]
 Rule = Literal["paper", "released"]
 
 TOGETHER = 16  # permutations that are walked side by side, so that trainings can be batched
+DELTA = 0.05  # with which probability the largest error may exceed its bound
 PATIENCE = 5  # steps within the tolerance that the released code lets pass
 
 
@@ -77,7 +82,8 @@ class TMCShapley(SubmodelMethod):
     redistribute : bool
         Whether what is left of the utility is shared evenly among the truncated.
     **settings
-        As in :class:`SubmodelMethod`; there is no ``stop``.
+        As in :class:`SubmodelMethod`. With ``stop`` the permutations end after the batch of 16 in
+        which the rule is done, and fewer where they might take more than its ``MaxModels``.
 
     Examples
     --------
@@ -141,19 +147,23 @@ class TMCShapley(SubmodelMethod):
     @override
     def _train(self) -> None:
         check_choice("rule", self.rule, ("paper", "released"))
-        if self.stop is not None:
-            raise InvalidInputError("stop: TMCShapley takes none; set n_permutations.")
         if not isinstance(self.tolerance, (int, float)) or not 0 <= self.tolerance < np.inf:
             raise InvalidInputError(
                 f"tolerance must be a number of at least 0; got {self.tolerance!r}."
             )
-        if self.tolerance and self._game is None and self._given_test is None:
+        no_test = self._game is None and self._given_test is None
+        if no_test and self.stop is not None and self.stop.looks:
+            raise InvalidInputError(
+                "stop: this rule looks at the estimates, so fit needs the test set too: "
+                "fit(model, train, test=test)."
+            )
+        if self.tolerance and no_test:
             raise InvalidInputError(
                 "test: TMCShapley truncates by the utility on the test set, so fit needs it: "
                 "fit(model, train, test=(X_test, y_test))."
             )
         n = len(self.train_)
-        size = as_count(self.n_permutations, "n_permutations")
+        size = self._most(as_count(self.n_permutations, "n_permutations"), n)
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, 0x7AC]))
         orders = np.stack([rng.permutation(n) for _ in range(size)])
         # A stream of their own, so that more permutations begin with the same trainings.
@@ -164,20 +174,55 @@ class TMCShapley(SubmodelMethod):
         if not np.isfinite(utility).all():
             reason = next(iter(self._failures(ends).values()), "its utility is not finite")
             raise ProponentError(f"The training on all instances, or on none, failed: {reason}.")
-        parts = [ends]
+        parts, began, state, looked = [ends], time.monotonic(), State(), 0
         rows = np.full((size, n + 1), -1, dtype=np.intp)
         rows[:, 0], rows[:, n] = 0, 1
         count = 2
+        if self.stop is not None and not self.tolerance:
+            self._trained(ends)
         for start in range(0, size, TOGETHER):
             some = slice(start, min(start + TOGETHER, size))
             for part, at in self._walk(orders[some], seeds[some], utility):
                 rows[start + at[:, 0], at[:, 1]] = count + np.arange(len(part))
                 count += len(part)
                 parts.append(part)
+                if self.stop is not None and not self.tolerance:
+                    self._trained(part)  # else the clock and the rule would not see it
+            self._walks = Walks(orders[: some.stop], rows[: some.stop])
+            state.n_models, state.seconds = count, time.monotonic() - began
+            if self.stop is None:
+                continue
+            if self.stop.looks and (not looked or count - looked >= more_than(looked)):
+                self._look(state, parts)
+                looked = count
+            if self.stop.done(state):
+                break
         self._coalitions = join(parts)
         if not self.tolerance:
             self._trained(self._coalitions)
-        self._walks = Walks(orders, rows)
+
+    def _most(self, permutations: int, n: int) -> int:
+        """Return how many permutations the stopping rule allows, if none were truncated."""
+        most = float("inf") if self.stop is None else self.stop.most
+        if most == float("inf"):
+            return permutations
+        if most < n + 1:
+            raise InvalidInputError(
+                f"stop: one permutation takes {n + 1:,} submodels at most; allow as many."
+            )
+        return min(permutations, int((most - 2) // max(n - 1, 1)))
+
+    def _look(self, state: State, parts: list[Coalitions]) -> None:
+        """Add the estimate for the sum over the tests, once there is an order for one."""
+        whole = self._measured(None, join(parts)).total()
+        try:
+            estimate = self._estimator(whole.n).on(whole).players(range(whole.n))
+        except ProponentError:
+            return  # every order so far has a training that failed
+        errors = estimate.std_errors
+        state.estimates.append(estimate.values[0])
+        # Of a single order there is no error yet.
+        state.std_errors.append(np.full(whole.n, np.inf) if errors is None else errors[0])
 
     def _walk(self, orders: NDArray[Any], seeds: NDArray[np.int64], ends: Values) -> Any:
         """Yield coalitions, and which order and step each is, ``(some, 2)``."""
@@ -223,10 +268,33 @@ class TMCShapley(SubmodelMethod):
     @override
     def _diagnostics(self, query: Asked | None) -> dict[str, Any]:
         steps = self._walks.steps
-        return super()._diagnostics(query) | {
+        noticed = super()._diagnostics(query) | {
             "permutations": len(steps),
             "mean_steps": float(steps.mean()),
         }
+        accuracy = self._game is None and isinstance(self._utility, Accuracy)
+        if not self.tolerance and accuracy and query is not None:
+            bound = error_bound(len(self.train_), len(steps) - noticed["orders_left_out"], DELTA)
+            noticed |= {"largest_error_bound": bound, "bound_holds_with": 1 - DELTA}
+        return noticed
+
+
+def error_bound(n: int, permutations: int, delta: float) -> float:
+    r"""Return what no value's error exceeds, by Hoeffding, with probability ``1 - delta``.
+
+    For utilities in [0, 1], whose marginals are in [-1, 1], and permutations that are not
+    truncated: :math:`\sqrt{2 \log(2 n / \delta) / M}`.
+
+    Parameters
+    ----------
+    n, permutations : int
+        Players, and M.
+    delta : float
+        The probability of a larger error, for each test instance.
+
+    **Source** Maleki, Tran-Thanh, Hines, Rahwan and Rogers, 2013.
+    """
+    return float(np.sqrt(2 * np.log(2 * n / delta) / permutations))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import closing
 from itertools import chain, islice
 
 from proponent.jobs import TaskFailed, run_tasks
-from proponent.models.learner import Fitted, SerialTrainer, Trainer
+from proponent.models.learner import SerialTrainer, Trainer
 from proponent.retraining.batches import Done, ToTrain, Trained, Work
 from proponent.retraining.held import Held
 from proponent.retraining.measurements import Measurement
@@ -117,7 +117,11 @@ class Training:
             stop = 0
             while stop < len(keys):
                 start, stop = stop, min(stop + pace.width(most), len(keys))
-                yield keys[start:stop], _part(batch, start, stop)
+                part = self._part(batch, start, stop)
+                if part is None:
+                    yield keys, batch
+                    break
+                yield keys[start:stop], part
 
     def _take(self, keys: Sequence[bytes], batch: ToTrain | Trained, done: Done) -> None:
         if isinstance(batch, ToTrain):
@@ -147,32 +151,31 @@ class Training:
                 keys, batch = self._under_way.pop(index)
                 if isinstance(done, Done):
                     yield keys, batch, done
-                elif len(keys) > 1 and (self._serial or isinstance(batch, ToTrain)):
-                    apart += _one_by_one(keys, batch)
+                elif parts := self._one_by_one(keys, batch):
+                    apart += parts
                 else:
                     yield keys, batch, _dead(done, len(keys))
         if apart:
             yield from self._run(work, iter(apart), len(apart), description)
 
+    def _one_by_one(self, keys: Sequence[bytes], batch: ToTrain | Trained) -> list[Batch]:
+        """Return the batches of one that a batch is made of; none where it cannot be parted."""
+        if len(keys) == 1:
+            return []
+        parts = [self._part(batch, row, row + 1) for row in range(len(keys))]
+        return [([key], part) for key, part in zip(keys, parts, strict=True) if part is not None]
+
+    def _part(self, batch: ToTrain | Trained, start: int, stop: int) -> ToTrain | Trained | None:
+        if isinstance(batch, ToTrain):
+            some = slice(start, stop)
+            return ToTrain(batch.counts[some], batch.seeds[some], batch.keep)
+        fitted = self._trainer.part(batch.fitted, start, stop)
+        return None if fitted is None else Trained(fitted)
+
     def _sent(self, batches: Iterator[Batch]) -> Iterator[ToTrain | Trained]:
         for index, (keys, batch) in enumerate(batches):
             self._under_way[index] = keys, batch
             yield batch
-
-
-def _one_by_one(keys: Sequence[bytes], batch: ToTrain | Trained) -> list[Batch]:
-    """Return the batches of one that a batch is made of."""
-    return [([key], _part(batch, row, row + 1)) for row, key in enumerate(keys)]
-
-
-def _part(batch: ToTrain | Trained, start: int, stop: int) -> ToTrain | Trained:
-    """Return some of the submodels of a batch, which are a list if they are trained."""
-    some = slice(start, stop)
-    if isinstance(batch, ToTrain):
-        return ToTrain(batch.counts[some], batch.seeds[some], batch.keep)
-    reasons = batch.fitted.failures
-    chosen = {row - start: reasons[row] for row in range(start, stop) if row in reasons}
-    return Trained(Fitted(batch.fitted.models[some], stop - start, chosen))
 
 
 def _dead(failed: TaskFailed, size: int) -> Done:

@@ -21,7 +21,7 @@ from proponent.retraining.coalitions import Coalitions, Estimate, Estimated, Est
 from proponent.retraining.estimators.in_out import InOutMeans
 from proponent.retraining.estimators.linear_fit import LinearFit, least_squares
 from proponent.retraining.estimators.mask_regression import MaskRegression
-from proponent.retraining.estimators.sparse_regression import Selection, lasso
+from proponent.retraining.estimators.sparse_regression import REFITTED, Selection, lasso
 
 Values = NDArray[np.float64]
 Debias = Literal["support", "one_step"]
@@ -149,6 +149,7 @@ class LassoEffects(Estimator):
         fit = fit.scaled(factor)
         if self.debias == "support":
             failed = _refit(table, fit, features, utilities, factor)
+            fit.noticed["std_errors"] = REFITTED
             if failed:
                 fit.noticed["not_debiased"] = failed
         return Fit(fit, never_or_always(table.coalitions.masks))

@@ -18,6 +18,20 @@ Rows = NDArray[np.intp]
 
 TOLERANCE = 1e-4  # of the duality gap, relative to the variance of the utilities
 MOST_SWEEPS = 1000
+# What the standard errors are of, for the diagnostics.
+ONE_STEP = (
+    "of the one-step estimates, on which no selection was made; the choice of the penalty is not "
+    "in them"
+)
+PENALISED = (
+    "of the one-step estimates, not of the values, which the penalty pulls towards 0: their bias "
+    "and the selection are not in them"
+)
+REFITTED = (
+    "of least squares as if the instances that it is on had been chosen beforehand: the selection "
+    "is not in them, so that intervals of selected instances are too narrow; select() controls "
+    "the share of false ones, and debias='one_step' has errors that need no selection"
+)
 PATIENCE = 10  # smaller penalties that may fail to lower the held-out error
 
 
@@ -118,7 +132,10 @@ def lasso(
         slopes, failed = whole.path(y, penalties[[best]])
         weights[test], unfinished = slopes[:, 0], unfinished + failed
     supports = np.count_nonzero(weights, axis=1)
-    noticed: dict[str, Any] = {"median_support": float(np.median(supports))}
+    noticed: dict[str, Any] = {
+        "median_support": float(np.median(supports)),
+        "std_errors": ONE_STEP if one_step else PENALISED,
+    }
     if unfinished:
         noticed["unconverged"] = unfinished
     steps, errors = _one_step(whole.centred, centred, weights, means)
