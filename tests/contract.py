@@ -182,8 +182,9 @@ def _sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 def boosted(task: Task) -> Any:
-    """Return boosted trees, trained."""
-    return GradientBoostingClassifier(n_estimators=8, random_state=0).fit(*task.train)
+    """Return boosted trees, trained, none of whose leaves is a single instance."""
+    trees = GradientBoostingClassifier(n_estimators=8, min_samples_leaf=5, random_state=0)
+    return trees.fit(*task.train)
 
 
 ROWS: dict[str, Row] = {
@@ -270,6 +271,9 @@ ROWS: dict[str, Row] = {
     "SOURCE": Row(Task.run, {"segments": 2}, tolerance=1e-9),
     "BoostIn": Row(boosted, tolerance=1e-9),
     "LeafInfluence": Row(boosted, tolerance=1e-9),
+    "LeafRefit": Row(boosted, own_groups=True, tolerance=1e-9),
+    "TREX": Row(boosted, {"kernel": "lp"}, tolerance=1e-9),
+    "TreeSim": Row(boosted, tolerance=1e-9),
     "GradientDot": Row(Task.model),
     "GradientCosine": Row(Task.model),
 }

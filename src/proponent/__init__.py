@@ -122,6 +122,9 @@ _EXPORTS: dict[str, str] = {
     # trees
     "BoostIn": "proponent.trees.boost_in",
     "LeafInfluence": "proponent.trees.leaf_influence",
+    "LeafRefit": "proponent.trees.leaf_refit",
+    "TREX": "proponent.trees.trex",
+    "TreeSim": "proponent.trees.tree_sim",
     # how far an estimate can be trusted
     "diagnose": "proponent.evaluation.diagnose",
 }
@@ -221,6 +224,9 @@ if TYPE_CHECKING:
     from proponent.top import TopInfluence
     from proponent.trees.boost_in import BoostIn
     from proponent.trees.leaf_influence import LeafInfluence
+    from proponent.trees.leaf_refit import LeafRefit
+    from proponent.trees.tree_sim import TreeSim
+    from proponent.trees.trex import TREX
 
 __all__ = [
     "AME",
@@ -228,6 +234,7 @@ __all__ = [
     "RPSLJE",
     "SOURCE",
     "TRAK",
+    "TREX",
     "AdversarialLoss",
     "AdversarialRun",
     "AdversarialTraining",
@@ -273,6 +280,7 @@ __all__ = [
     "KernelDistance",
     "LargestRiskChange",
     "LeafInfluence",
+    "LeafRefit",
     "LeastCore",
     "LeaveOneOut",
     "LightningRecorder",
@@ -319,6 +327,7 @@ __all__ = [
     "TracInWE",
     "TrainingRun",
     "TransformersRecorder",
+    "TreeSim",
     "UserLearner",
     "VAETracIn",
     "WeightedKNNShapley",

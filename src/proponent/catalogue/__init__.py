@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from proponent.card import MethodCard
 from proponent.catalogue.retraining import RETRAINING
-from proponent.catalogue.trees import TREES
 
 # Every abbreviation of Table 6, in its order, and the public names that stand for it.
 SURVEY_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -55,7 +54,7 @@ SURVEY_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SGD-Influence", ("SGDInfluence",)),
 )
 
-PLANNED: dict[str, MethodCard] = {card.name: card for card in (*RETRAINING, *TREES)}
+PLANNED: dict[str, MethodCard] = {card.name: card for card in RETRAINING}
 
 
 def planned(name: str) -> MethodCard | None:
