@@ -30,6 +30,7 @@ $(PEERS): $(SETUP)
 demo: $(SETUP)
 	$(BIN)/python examples/digits_mislabels.py
 	$(BIN)/python examples/data_values.py
+	$(BIN)/python examples/tree_mislabels.py
 
 test: $(SETUP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
