@@ -5,10 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
 from proponent.trees.check import checked
-from proponent.trees.view import LeafView
+from proponent.trees.view import LeafView, start_of
 
 READERS = {
     "xgboost": "xgboost",
@@ -36,9 +38,9 @@ def read(
     model : object
         A trained estimator or booster of XGBoost, LightGBM, CatBoost or scikit-learn
         (GradientBoosting, HistGradientBoosting, RandomForest, ExtraTrees); or a
-        :class:`LeafView`, which is returned.
+        :class:`LeafView`, which is returned if what else is given is what it was read with.
     train : (X, y) or Instances
-        The whole training set, in the order of training.
+        The whole training set, in the order of training. None only beside a view.
     base_margin : array of shape (n,) or (n, K), optional
         Initial scores (LightGBM's ``init_score``), where the model was trained with some.
     sample_weight : array of shape (n,), optional
@@ -55,6 +57,8 @@ def read(
         formulas of the tree methods do not hold; the message names them.
     """
     if isinstance(model, LeafView):
+        if train is not None:
+            _check_view(model, train, base_margin, sample_weight, sample_mask)
         return model
     if not isinstance(approximate, bool):
         raise InvalidInputError(f"approximate: expected True or False; got {approximate!r}.")
@@ -69,6 +73,36 @@ def read(
         approximate=approximate,
     )
     return checked(reading, instances, approximate=approximate)
+
+
+def _check_view(
+    view: LeafView, train: Any, base_margin: Any, sample_weight: Any, sample_mask: Any
+) -> None:
+    """Refuse a view with what it was not read with."""
+    for name, given in (("sample_weight", sample_weight), ("sample_mask", sample_mask)):
+        if given is not None:
+            raise InvalidInputError(
+                f"{name}: a leaf view has those it was read with; read the ensemble again, or "
+                f"leave {name} out."
+            )
+    instances = Instances.of(train, role="train")
+    if len(instances) != len(view.train):
+        raise InvalidInputError(
+            f"train: the leaf view was read with {len(view.train)} training instances; got "
+            f"{len(instances)}."
+        )
+    if view.source is None:
+        return
+    _, labels = view.source.targets_of(instances, "train")
+    if not np.array_equal(labels, view.train.labels):
+        raise InvalidInputError("train: its labels are not those the leaf view was read with.")
+    features = instances.features()
+    start = start_of(view.source, features, len(instances), view.outputs, base_margin, "train")
+    if not np.array_equal(start, view.train.start):
+        raise InvalidInputError(
+            "base_margin: the initial scores are not those the leaf view was read with; give the "
+            "same ones, or none where it was read without."
+        )
 
 
 def is_ensemble(model: Any) -> bool:

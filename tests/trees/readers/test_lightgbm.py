@@ -28,7 +28,7 @@ def check(view, raw):
         ("logistic", {"scale_pos_weight": 3.0}),
         ("softmax", {"class_weight": "balanced"}),
         ("softmax", {"class_weight": {0: 1, 1: 2.5, 2: 0.3}}),
-        ("softmax", {"min_child_samples": 120}),  # trees of some classes are not grown
+        ("softmax", {"min_split_gain": 10.0}),  # trees of some classes are not grown
         ("logistic", {"boost_from_average": False}),
         ("logistic", {"monotone_constraints": [-1, 0, 0, 0, 0]}),  # binds no leaf
     ],

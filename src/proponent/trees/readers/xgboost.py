@@ -189,8 +189,19 @@ def read(
         classes=None if classes is None else classes.names,
         calibrate=True,
         single_precision="scores",
-        suspects=_suspects(tree_settings, dart, sample_mask is not None),
+        suspects=(
+            *_suspects(tree_settings, dart, sample_mask is not None),
+            *_own_objective(getattr(model, "objective", None)),
+        ),
     )
+
+
+def _own_objective(objective: Any) -> tuple[str, ...]:
+    """Name an objective of the user's own, of which the model's content says nothing."""
+    if not callable(objective):
+        return ()
+    name = getattr(objective, "__name__", type(objective).__name__)
+    return (f"objective={name} (an objective of its own, of which the loss is not known)",)
 
 
 def _loss(content: dict[str, Any]) -> Loss:
