@@ -64,7 +64,7 @@ def test_derivatives(number):
 def test_large_logits(number):
     """Probabilities of the wrong class keep their digits, and nothing overflows."""
     _, loss, _ = problem(number)
-    classes = np.argmax(loss._own, axis=0) if number > 2 else (loss._signs > 0).astype(int)
+    classes = np.argmax(loss._mine, axis=0) if number > 2 else (loss._signs > 0).astype(int)
     for size in (40.0, 800.0):
         logits = np.zeros((number - 1, N, K))
         for position in range(1, number):

@@ -38,6 +38,7 @@ from proponent.retraining.semivalues import BetaWeights, SizeWeights
 # Each design by name, for n players.
 SAMPLED = {
     "Bernoulli": lambda n: Bernoulli(0.3),
+    "coins": lambda n: Bernoulli(),
     "AMEGrid": lambda n: AMEGrid(),
     "UniformSize": lambda n: UniformSize(max(1, n // 2)),
     "TwoSizes": lambda n: TwoSizes(max(2, n // 2)),
@@ -188,6 +189,7 @@ KERNEL = np.array([0, *(Fraction(1, k) + Fraction(1, 5 - k) for k in range(1, 5)
 # Of five players: from which row on, and the law of sizes.
 LAWS = {
     "Bernoulli": (Bernoulli(0.3), 0, HALF),
+    "coins": (Bernoulli(0.5), 0, np.array([comb(5, s) / 32 for s in range(6)])),
     "AMEGrid": (AMEGrid(), 0, GRID),
     "UniformSize": (UniformSize(2), 0, np.eye(6)[2]),
     "TwoSizes": (TwoSizes(3), 0, [0, 0, 0.5, 0.5, 0, 0]),
@@ -211,7 +213,9 @@ def test_coalitions_of_a_size_are_equally_likely(name):
     assert fits_law(counts, by_size(np.asarray(law, float)))
 
 
-@pytest.mark.parametrize("name", ["Bernoulli", "UniformSize", "GroupTesting", "SizeStratified"])
+@pytest.mark.parametrize(
+    "name", ["Bernoulli", "coins", "UniformSize", "GroupTesting", "SizeStratified"]
+)
 def test_two_players_are_drawn_apart_from_the_next_two(name):
     """Players of one coalition, and one player in coalitions of one block, are independent."""
     design, first, _ = LAWS[name]
@@ -308,7 +312,8 @@ def test_bootstrap_counts_are_multinomial():
 
 
 def test_probabilities_are_noted():
-    assert (Bernoulli(0.3).draw(4, 0, 9, 0).chances == 0.3).all()
+    for q in (0.3, 0.5):
+        assert (Bernoulli(q).draw(4, 0, 9, 0).chances == q).all()
     drawn = AMEGrid((0.1, 0.5, 0.8)).draw(40, 0, 6000, 0)
     found, counts = np.unique(drawn.chances, return_counts=True)
     assert found.tolist() == [0.1, 0.5, 0.8]

@@ -25,6 +25,7 @@ from proponent.retraining.designs import (
     WeighedSizes,
 )
 from proponent.retraining.designs.chosen_sizes import ChosenSizes
+from proponent.retraining.estimators import in_out
 from proponent.retraining.estimators.in_out import InOutMeans
 from proponent.retraining.estimators.marginal_effects import ChanceMeans
 from proponent.retraining.estimators.mask_regression import MaskRegression
@@ -255,12 +256,16 @@ def test_the_regression_on_masks_has_half_the_error_of_means():
     assert masks < 0.55 * reuse
 
 
-def test_errors_are_welchs():
+@pytest.mark.parametrize("part", [1, 8 * 6 * 7, 2**20])
+def test_errors_are_welchs(part, monkeypatch):
+    """However many coalitions are added up at a time."""
+    monkeypatch.setattr(in_out, "PART_BYTES", part)
     table = measured(smooth_game(6, 3), Bernoulli(), 6, 50)
     found = estimate(InOutMeans(), table)
     for i in range(6):
         into = table.coalitions.masks[:, i]
         one, other = table.utilities[into], table.utilities[~into]
+        assert found.values[:, i] == pytest.approx(one.mean(axis=0) - other.mean(axis=0))
         welch = one.var(axis=0, ddof=1) / len(one) + other.var(axis=0, ddof=1) / len(other)
         assert found.std_errors[:, i] == pytest.approx(np.sqrt(welch), rel=1e-12)
 

@@ -79,11 +79,12 @@ def _factorise(matrices: Values) -> Values:
     """Write the lower factors over the matrices, column by column (left-looking); NaN: failed."""
     with np.errstate(invalid="ignore", divide="ignore"):
         for j in range(len(matrices)):
-            column = matrices[j:, j]
+            column = rest = matrices[j:, j]
             if j:
-                column -= np.einsum("rik,ik->rk", matrices[j:, :j], matrices[j, :j])
+                rest = np.einsum("rik,ik->rk", matrices[j:, :j], matrices[j, :j])
+                np.subtract(column, rest, out=rest)  # its rows lie together, the column's do not
             # A pivot that is not positive makes the rest of its matrix NaN, and of no other.
-            column *= 1.0 / np.sqrt(column[0])
+            np.multiply(rest, 1.0 / np.sqrt(rest[0]), out=column)
     return matrices
 
 

@@ -33,7 +33,9 @@ MOST_MULTIPLICATIONS = 250  # for one direction; what is found by then descends 
 
 def penalised(loss: Loss, ridge: Values, coefficients: Values) -> Values:
     """Return the gradient of the penalty, ``(q - 1, p, K)``."""
-    return np.asarray(ridge[:, None] * np.tensordot(loss.penalty, coefficients, axes=1))
+    found = np.asarray(np.einsum("ab,bpk->apk", loss.penalty, coefficients))
+    found *= ridge[:, None]
+    return found
 
 
 def inner(first: Values, second: Values) -> Values:

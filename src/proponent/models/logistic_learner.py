@@ -247,7 +247,10 @@ class LogisticTrainer(PredictingTrainer):
             loss = BinaryLoss(gathered.counts, codes)
         else:
             loss = SoftmaxLoss(gathered.counts, codes, number)
-        start = self._start[classes].transpose(1, 2, 0)
+        # From smaller coefficients full steps overshoot less often, the more so the less a subset
+        # has in common with the whole set.
+        share = np.count_nonzero(counts, axis=1) / self.n
+        start = self._start[classes].transpose(1, 2, 0) * share
         start = gathered.rows.project(np.ascontiguousarray(start[1:] - start[:1]))
         ridge = np.full(start.shape[1], self._ridge)
         ridge[: int(self._intercept)] = 0.0

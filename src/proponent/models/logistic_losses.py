@@ -138,8 +138,8 @@ class SoftmaxLoss:
     def __init__(self, counts: Values, classes: NDArray[Any], number: int) -> None:
         self._counts = counts
         self._inside = np.minimum(counts, 1.0)
-        self._own = np.stack([classes == position for position in range(number)])
-        self._mine = self._own.astype(np.float64)
+        own = np.stack([classes == position for position in range(number)])
+        self._mine = own.astype(np.float64)
         self._others = 1.0 - self._mine
         # The sum of squares of q coefficients that sum to zero, by their differences to the first.
         self.penalty = np.eye(number - 1) - 1.0 / number
@@ -147,7 +147,7 @@ class SoftmaxLoss:
     def total(self, logits: Values) -> Values:
         """Return the sum over the instances."""
         powers, largest = _exponentials(logits)
-        own = np.where(self._own[1:], logits, 0.0).sum(axis=0)
+        own = np.einsum("aik,aik->ik", self._mine[1:], logits)
         losses = np.log(powers.sum(axis=0)) + largest - own
         return np.asarray(np.einsum("ik,ik->k", self._counts, losses))
 
@@ -155,10 +155,9 @@ class SoftmaxLoss:
         """Return the derivative by the logits, and the probabilities times the counts."""
         chances, _ = _exponentials(logits)
         chances *= self._counts / chances.sum(axis=0)
-        others = chances * self._others
         # One minus the probability of the own class, with all its digits however small it is.
-        wrong = others.sum(axis=0)
-        residuals = others[1:]
+        wrong = np.einsum("aik,aik->ik", chances, self._others)
+        residuals = chances[1:] * self._others[1:]
         residuals -= wrong * self._mine[1:]
         return residuals, chances
 
@@ -196,8 +195,7 @@ class SoftmaxLoss:
         chosen = SoftmaxLoss.__new__(SoftmaxLoss)
         chosen._counts = self._counts[:, subsets]
         chosen._inside = self._inside[:, subsets]
-        shared = self._own.shape[2] == 1
-        chosen._own = self._own if shared else self._own[:, :, subsets]
+        shared = self._mine.shape[2] == 1
         chosen._mine = self._mine if shared else self._mine[:, :, subsets]
         chosen._others = self._others if shared else self._others[:, :, subsets]
         chosen.penalty = self.penalty

@@ -40,7 +40,7 @@ SMALLEST, LARGEST = 1e-7, 0.1
 # Powers of the length where the bound is least that are tried; the first descends for certain.
 PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 # What rounding leaves of a direction is taken for so much more: it differs by who is beside whom.
-MARGIN = 100.0
+MARGIN = 300.0
 # Subsets that are done are worked on with the others until they are more than this share.
 LARGEST_IDLE = 0.3
 
@@ -91,7 +91,9 @@ def newton(
         ``tol``, where conjugate gradients find the directions).
     """
     unknown = np.full(start.shape[2], np.inf)
-    descent = _Descent(rows, loss, ridge, _better_start(rows, loss, ridge, start), unknown)
+    descent = _Descent(rows, loss, ridge, start, unknown)
+    if (worse := _worse_than_zero(rows, loss, ridge, start, descent.slope(start))).any():
+        descent = _Descent(rows, loss, ridge, np.where(worse, 0.0, start), unknown)
     result = np.empty_like(start)
     converged = np.zeros(start.shape[2], np.bool_)
     active = np.arange(start.shape[2])  # the subsets that are worked on
@@ -137,15 +139,19 @@ class _Descent:
         self._gradient = self._rows.backward(residuals)
         self._gradient += penalised(self._loss, self._ridge, coefficients)
 
+    def slope(self, direction: Values) -> Values:
+        """Return the derivative of the objective along directions, ``(K,)``."""
+        return inner(self._gradient, direction)
+
     def step(self) -> Values:
         """Take a step, and return the order of the error that it leaves, ``(K,)``."""
         direction, change, inexact = self._direction()
         spread = self._spread = self._loss.spread(change)
         length = np.ones(len(spread))
         here, logits = self.coefficients, self._logits
-        before = inner(self._gradient, direction)
+        before = self.slope(direction)
         self._move(here + direction, logits + change)
-        after = inner(self._gradient, direction)
+        after = self.slope(direction)
         # The objective is convex: a step that ends before the minimum along it descends.
         unsure = np.flatnonzero((spread > FULL_STEP) & ~(after <= 0.0))
         if len(unsure):
@@ -208,9 +214,18 @@ def _objective(loss: Loss, ridge: Values, coefficients: Values, logits: Values) 
     return np.asarray(loss.total(logits) + penalty)
 
 
-def _better_start(rows: Rows, loss: Loss, ridge: Values, start: Values) -> Values:
-    if not start.any():
-        return start
-    there = _objective(loss, ridge, start, rows.forward(start))
-    zero = np.zeros_like(start)
-    return np.where(there < _objective(loss, ridge, zero, rows.forward(zero)), start, 0.0)
+def _worse_than_zero(
+    rows: Rows, loss: Loss, ridge: Values, start: Values, slope: Values
+) -> NDArray[np.bool_]:
+    """Return whether the objective is less at zero than at the start, ``(K,)``.
+
+    It is convex: it cannot be where its slope along the start is negative.
+    """
+    worse = ~(slope <= 0.0)
+    if (doubtful := np.flatnonzero(worse)).size:
+        some, their = rows.select(doubtful), loss.select(doubtful)
+        there = start[:, :, doubtful]
+        zero = np.zeros_like(there)
+        found = [_objective(their, ridge, at, some.forward(at)) for at in (there, zero)]
+        worse[doubtful] = ~(found[0] < found[1])
+    return worse

@@ -11,7 +11,13 @@ from typing_extensions import override
 from proponent.exceptions import InvalidInputError
 from proponent.retraining.checks import check_fraction
 from proponent.retraining.coalitions import Coalitions, Design
-from proponent.retraining.designs.random import BLOCK, blocks, fresh_seeds, generator
+from proponent.retraining.designs.random import (
+    BLOCK,
+    blocks,
+    coin_tosses,
+    fresh_seeds,
+    generator,
+)
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,17 @@ class AMEGrid(Design):
 def _drawn(
     design: Design, n: int, start: int, stop: int, seed: int, probabilities: tuple[float, ...]
 ) -> Coalitions:
-    masks = [np.zeros((0, n), dtype=np.bool_)]
-    chances = [np.zeros(0)]
+    masks = np.empty((stop - start, n), dtype=np.bool_)
+    chances = np.empty(stop - start)
+    filled = 0
     for number, some in blocks(start, stop):
         random = generator(seed, f"{design.name} {n}", number)
-        chance = random.choice(np.asarray(probabilities, np.float64), BLOCK)
-        masks.append((random.random((BLOCK, n)) < chance[:, None])[some])
-        chances.append(chance[some])
-    seeds = fresh_seeds(seed, design.name, start, stop)
-    return Coalitions(np.concatenate(masks), seeds, chances=np.concatenate(chances))
+        rows = slice(filled, filled + some.stop - some.start)
+        if probabilities == (0.5,):
+            masks[rows], chances[rows] = coin_tosses(random, BLOCK, n)[some], 0.5
+        else:
+            chance = random.choice(np.asarray(probabilities, np.float64), BLOCK)
+            np.less(random.random((BLOCK, n))[some], chance[some, None], out=masks[rows])
+            chances[rows] = chance[some]
+        filled = rows.stop
+    return Coalitions(masks, fresh_seeds(seed, design.name, start, stop), chances=chances)

@@ -34,6 +34,13 @@ def fresh_seeds(seed: int, purpose: str, start: int, stop: int) -> NDArray[np.in
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
+def coin_tosses(generator: np.random.Generator, count: int, n: int) -> NDArray[np.bool_]:
+    """Return coalitions that everyone is in with probability 1/2, ``(count, n)``: a bit each."""
+    width = -(-n // 8)
+    drawn = np.frombuffer(generator.bytes(count * width), np.uint8).reshape(count, width)
+    return np.unpackbits(drawn, axis=1, count=n).view(np.bool_)
+
+
 def uniform_masks(
     generator: np.random.Generator, sizes: NDArray[np.int64], n: int
 ) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from proponent.exceptions import InvalidInputError
 from proponent.retraining.coalitions import Estimate, Estimated, Estimator, Table
 
 Values = NDArray[np.float64]
+
+PART_BYTES = 2**20  # of weights that are multiplied at once
 
 
 class InOutMeans(Estimator):
@@ -50,32 +52,38 @@ class InOutMeans(Estimator):
 
 class _Means(Estimated):
     def __init__(self, table: Table, sizes: tuple[int, int] | None) -> None:
-        self._masks = table.coalitions.masks
+        self._n_tests = table.n_tests
         # Differences of means do not mind, and squares keep their digits.
         centred = table.utilities - table.utilities.mean(axis=0)
-        has = [np.ones(len(centred), np.bool_)] * 2
+        whole = table.coalitions.masks, np.concatenate([centred, np.square(centred)], axis=1)
+        self._sides = [whole, whole]
         if sizes is not None:
-            has = [table.coalitions.sizes == size for size in sizes]
-        self._sides = [(rows, centred[rows], np.square(centred[rows])) for rows in has]
+            chosen = [table.coalitions.sizes == size for size in sizes]
+            self._sides = [(whole[0][rows], whole[1][rows]) for rows in chosen]
 
     @override
     def players(self, rows: range) -> Estimate:
         """Return the differences of some players, ``(T, players)``."""
-        chosen = self._masks[:, rows.start : rows.stop] != 0
-        inside, inside_error = _mean(chosen, *self._sides[0])
-        outside, outside_error = _mean(~chosen, *self._sides[1])
+        inside, inside_error = self._means(rows, within=True)
+        outside, outside_error = self._means(rows, within=False)
         return Estimate(inside - outside, np.sqrt(inside_error + outside_error))
 
-
-def _mean(
-    chosen: NDArray[np.bool_], rows: NDArray[Any], utilities: Values, squares: Values
-) -> tuple[Values, Values]:
-    """Return the means over the chosen rows, ``(T, players)``, and their squared errors."""
-    weights = chosen[rows].astype(np.float64)
-    counts = weights.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = (utilities.T @ weights) / counts
-        variance = (squares.T @ weights - counts * mean**2) / (counts - 1)
-        error = np.maximum(variance, 0) / counts
-    error[:, counts < 2] = np.nan
-    return mean, error
+    def _means(self, rows: range, within: bool) -> tuple[Values, Values]:
+        """Return means with or without some players, ``(T, players)``, and squared errors."""
+        masks, utilities = self._sides[0 if within else 1]
+        chosen = masks[:, rows.start : rows.stop]
+        counts = np.zeros(chosen.shape[1])
+        sums = np.zeros((utilities.shape[1], chosen.shape[1]))
+        # A part at a time, so that the weights are still in the cache when they are multiplied.
+        step = max(1, PART_BYTES // (8 * max(chosen.shape[1], 1)))
+        for start in range(0, len(chosen), step):
+            part = slice(start, start + step)
+            weights = ((chosen[part] != 0) == within).astype(np.float64)
+            counts += weights.sum(axis=0)
+            sums += utilities[part].T @ weights
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sums /= counts
+            mean, squares = sums[: self._n_tests], sums[self._n_tests :]
+            error = np.maximum(squares - mean**2, 0) / (counts - 1)
+        error[:, counts < 2] = np.nan
+        return mean, error
