@@ -110,7 +110,9 @@ class Layered:
             if weight is not None:
                 factor = factors.get(call.weight, 1.0)
                 flat = weight.reshape(-1, weight.shape[-1])  # (k out, in)
-                along = (flat @ (call.rows * factor).T).view(k, weight.shape[1], -1).transpose(1, 2)
+                along = (flat @ (call.rows * factor).T).view(k, weight.shape[1], -1)
+                # What autograd goes on with has this layout, and transposed it is slow.
+                along = along.transpose(1, 2).contiguous()
                 if id(call) in place:
                     back = (_rows(delta) * factor).expand(k, -1, -1) @ weight
                     outputs.append(call.input)
