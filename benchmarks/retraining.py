@@ -1,9 +1,10 @@
 """The work of the retraining-based methods: neighbours, submodels, errors of sampled values.
 
-    python -m benchmarks.retraining [workload ...] [--rounds N] [--write]
+    python -m benchmarks.retraining [workload ...] [--rounds N] [--write] [--peer PYTHON]
 
 Each workload runs in a process of its own, single-threaded. What is compared takes turns, and the
-smallest CPU time of each counts.
+smallest CPU time of each counts. With ``--peer``, the interpreter of an environment that has
+pyDVL, its rows follow each workload's own, with ratios to the floor in that environment.
 """
 
 from __future__ import annotations
@@ -34,14 +35,21 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", metavar="workload", help=", ".join(WORKS))
     parser.add_argument("--rounds", type=int, default=3, help="turns (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="update benchmarks/RESULTS.md")
+    parser.add_argument("--peer", metavar="PYTHON", help="of an environment with pyDVL")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         _work(WORKS[options.worker], options.rounds)
         return
-    typed = " ".join(["python -m benchmarks.retraining", *sys.argv[1:]])
+    given = ["PYTHON" if word == options.peer else word for word in sys.argv[1:]]
+    typed = " ".join(["python -m benchmarks.retraining", *given])
     for name in options.workloads or list(WORKS):
-        found = _ask(name, options.rounds)
+        root = Path(__file__).parent
+        ours = ["-m", "benchmarks.retraining", "--worker", name, "--rounds", str(options.rounds)]
+        found = _ask([sys.executable, *ours], root.parent)
+        if options.peer:
+            theirs = [str(root / "retraining_peer.py"), name, str(options.rounds)]
+            found["rows"] += _ask([options.peer, *theirs], None)
         text = "\n".join(
             ["| what | measured | ratio | bar |", "|---|---|---|---|"]
             + [f"| {' | '.join(row)} |" for row in found["rows"]]
@@ -56,16 +64,13 @@ def _work(work: Callable[[int], dict[str, Any]], rounds: int) -> None:
     json.dump(work(rounds), sys.stdout)
 
 
-def _ask(name: str, rounds: int) -> Any:
+def _ask(command: list[str], root: Path | None) -> Any:
     """Let a fresh single-threaded process, in an empty folder, carry out a workload."""
-    root = Path(__file__).parent.parent
+    path = {} if root is None else {"PYTHONPATH": str(root)}
     with tempfile.TemporaryDirectory() as folder:
         finished = subprocess.run(
-            [
-                *(sys.executable, "-m", "benchmarks.retraining"),
-                *("--worker", name, "--rounds", str(rounds)),
-            ],
-            env=os.environ | ONE_THREAD | {"PYTHONPATH": str(root)},
+            command,
+            env=os.environ | ONE_THREAD | path,
             cwd=folder,
             stdout=subprocess.PIPE,
             check=True,
