@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +169,7 @@ def test_a_worker_that_is_killed_while_it_measures_loses_what_was_under_way(tmp_
     assert_array_equal(found, uninterrupted("StackedLearner"))
     measured = log.read_text().split()
     assert len(set(measured)) == ROWS
-    assert len(measured) - ROWS <= 4 * 4  # batches of 4, of which at most 4 were under way
+    assert max(Counter(measured).values()) <= 2  # what was under way when somebody died, again
     assert len(trainings(tmp_path / "trainings")) == ROWS
 
 
