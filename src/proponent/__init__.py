@@ -120,6 +120,7 @@ _EXPORTS: dict[str, str] = {
     "InceptionScore": "proponent.dynamic.gan.metrics",
     "ParzenLogLikelihood": "proponent.dynamic.gan.metrics",
     # trees
+    "LeafView": "proponent.trees.view",
     "BoostIn": "proponent.trees.boost_in",
     "LeafInfluence": "proponent.trees.leaf_influence",
     "LeafRefit": "proponent.trees.leaf_refit",
@@ -227,6 +228,7 @@ if TYPE_CHECKING:
     from proponent.trees.leaf_refit import LeafRefit
     from proponent.trees.tree_sim import TreeSim
     from proponent.trees.trex import TREX
+    from proponent.trees.view import LeafView
 
 __all__ = [
     "AME",
@@ -281,6 +283,7 @@ __all__ = [
     "LargestRiskChange",
     "LeafInfluence",
     "LeafRefit",
+    "LeafView",
     "LeastCore",
     "LeaveOneOut",
     "LightningRecorder",

@@ -18,6 +18,7 @@ from proponent.trees.leaf_refit import LeafRefit
 from proponent.trees.read import read
 from proponent.trees.tree_sim import TreeSim
 from proponent.trees.trex import TREX
+from proponent.trees.view import LeafView
 
 N = 150
 
@@ -244,7 +245,7 @@ def test_a_view_is_taken_with_what_it_was_read_with_only():
         return features[:, 1]
 
     model = xgboost.XGBClassifier(n_estimators=3, max_depth=2).fit(X, y, base_margin=margin(X))
-    view = read(model, train, base_margin=margin(X))
+    view = LeafView.read(model, train, base_margin=margin(X))
     one = BoostIn().fit(view, train, base_margin=margin).influence(test).values
     assert_array_equal(BoostIn().fit(model, train, base_margin=margin).influence(test).values, one)
     with pytest.raises(InvalidInputError, match="base_margin: the initial scores are not those"):

@@ -205,6 +205,6 @@ def _unknown(reading: Reading) -> str:
     return (
         "None of its settings explains this: check that the training set is the one it was "
         "trained on (all rows, the same labels, sample_weight and base_margin), and that it was "
-        "trained without row sampling, clipping and constraints of leaf values, or continued "
-        "training under other settings."
+        "trained without row sampling, clipping and constraints of leaf values, an objective of "
+        "its own, or continued training under other settings."
     )

@@ -115,6 +115,41 @@ class LeafView:
     kept: Values | None = field(default=None, repr=False)
     source: Source | None = field(default=None, repr=False)
 
+    @classmethod
+    def read(cls, model: Any, train: Any, **given: Any) -> LeafView:
+        """Read a trained ensemble once, for several methods to share.
+
+        Parameters
+        ----------
+        model : estimator or booster
+            Of XGBoost, LightGBM, CatBoost or scikit-learn (GradientBoosting,
+            HistGradientBoosting, RandomForest, ExtraTrees), trained.
+        train : (X, y) or Instances
+            The whole training set, in the order of training.
+        **given
+            ``base_margin``, ``sample_weight``, ``sample_mask`` and ``approximate``, as ``fit`` of
+            the tree methods and their constructors take them.
+
+        Raises
+        ------
+        InvalidInputError
+            As ``fit`` of the tree methods.
+
+        Examples
+        --------
+        >>> import proponent as pp
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from sklearn.ensemble import HistGradientBoostingClassifier
+        >>> train = load_breast_cancer(return_X_y=True)
+        >>> model = HistGradientBoostingClassifier(max_iter=10).fit(*train)
+        >>> view = pp.LeafView.read(model, train)
+        >>> pp.BoostIn().fit(view, train).memorization().shape
+        (569,)
+        """
+        from proponent.trees.read import read
+
+        return read(model, train, **given)
+
     # Sizes
 
     @property
