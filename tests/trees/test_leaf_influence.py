@@ -84,7 +84,7 @@ def test_equals_catboosts_own(name, update, method):
     expected = np.zeros((len(test[1]), N))
     np.put_along_axis(expected, np.array(indices), np.array(scores), axis=1)
     values = LeafInfluence(update=update).fit(model, train).influence(test).values
-    assert_allclose(values, -expected, rtol=0, atol=1e-11 * abs(expected).max())
+    assert_allclose(values, -expected, rtol=0, atol=1e-12 * abs(expected).max())
 
 
 @pytest.mark.parametrize("update", ["all_points", "single_point", 2])

@@ -131,45 +131,6 @@ def test_groups_are_removed_together(name, engine):
     assert_allclose(single, method.influence(test).values[:, 5], rtol=0, atol=1e-14)
 
 
-def test_equals_lightgbms_own_refit():
-    lightgbm = pytest.importorskip("lightgbm")
-    (X, y), (X_test, y_test) = table(2)
-    model = lightgbm.LGBMClassifier(
-        n_estimators=20, num_leaves=6, boost_from_average=False, n_jobs=1, verbose=-1
-    ).fit(X, y)
-    found = LeafRefit().fit(model, (X, y)).influence((X_test, y_test)).values
-
-    def risk(booster):
-        raw = booster.predict(X_test, raw_score=True)
-        return np.logaddexp(0, raw) - y_test * raw
-
-    for i in (0, 50, 119):
-        keep = np.arange(N) != i
-        booster = model.booster_.refit(X[keep], y[keep], decay_rate=0.0)
-        assert_allclose(found[:, i], risk(booster) - risk(model.booster_), rtol=0, atol=2e-8 * 5)
-
-
-def test_equals_xgboosts_refresh():
-    xgboost = pytest.importorskip("xgboost")
-    (X, y), (X_test, y_test) = table(2)
-    settings = {"objective": "binary:logistic", "max_depth": 3, "base_score": 0.5, "eta": 0.3,
-                "min_child_weight": 0, "nthread": 1}  # fmt: skip
-    model = xgboost.train(settings, xgboost.DMatrix(X, y), 8)
-    found = LeafRefit().fit(model, (X, y)).influence((X_test, y_test)).values
-
-    def risk(booster):
-        raw = booster.predict(xgboost.DMatrix(X_test), output_margin=True).astype(float)
-        return np.logaddexp(0, raw) - y_test * raw
-
-    for i in (0, 50, 119):
-        keep = np.arange(N) != i
-        refreshed = xgboost.train(
-            settings | {"process_type": "update", "updater": "refresh", "refresh_leaf": True},
-            xgboost.DMatrix(X[keep], y[keep]), 8, xgb_model=model.copy(),
-        )  # fmt: skip
-        assert_allclose(found[:, i], risk(refreshed) - risk(model), rtol=0, atol=5e-7)
-
-
 def forest_by_loops(view, tests, members):
     total, speaking = np.zeros((view.outputs, len(tests))), np.zeros(len(tests))
     y = np.broadcast_to(np.atleast_2d(view.train.targets), (view.outputs, N))
