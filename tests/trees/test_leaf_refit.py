@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from proponent.exceptions import InvalidInputError, MethodCapabilityError
 from proponent.trees import leaf_refit, leaf_refit_boosting
 from proponent.trees.leaf_refit import LeafRefit
+from proponent.trees.leaf_refit_removals import Removals
 from proponent.trees.read import read
 
 
@@ -204,6 +205,29 @@ def test_changes_of_leaves_and_cooks_distance(engine):
         assert_allclose(distances[i], squares.sum() / view.n_leaves, rtol=1e-9)
     with pytest.raises(InvalidInputError, match="positions must be in"):
         method.parameter_changes([N])
+
+
+@pytest.mark.parametrize(("rate", "trees"), [(0.5, 30), (1.0, 8)])
+def test_scores_that_move_far_are_followed_as_others_are(rate, trees):
+    """The compiled loops follow odds until a score has moved by 4, and scores from there on."""
+    lightgbm = pytest.importorskip("lightgbm")
+    X, y = table(2)[0]
+    settings = {"num_leaves": 6, "min_child_samples": 3, "min_child_weight": 1e-9}
+    model = lightgbm.LGBMClassifier(
+        n_estimators=trees, learning_rate=rate, n_jobs=1, verbose=-1, **settings
+    ).fit(X, y)
+    view = read(model, (X, y))
+    classes = [np.flatnonzero(y == label)[3:] for label in (0, 1)]
+    removals = Removals.groups([*classes, np.arange(0, N, 4), [5]])
+    found = leaf_refit.refits_of(view).changes(removals, view.train, train=True, leaves=True)
+    plain = leaf_refit_boosting.BoostingRefits(view)
+    expected = plain.changes(removals, view.train, train=True, leaves=True)
+    far = abs(expected.train).max(axis=(0, 1))
+    assert far[:2].min() > 6 > 2 > far[3]
+    for name in ("train", "tests", "leaves"):
+        assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-11)
+    alone = leaf_refit.refits_of(view).changes(Removals.groups([[5]]), view.train)
+    assert_allclose(alone.tests[..., 0], expected.tests[..., 3], rtol=0, atol=1e-11)
 
 
 def test_gradients_are_those_before_each_tree_and_scores_start_where_they_did():

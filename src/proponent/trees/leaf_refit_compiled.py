@@ -99,7 +99,8 @@ class CompiledRefits:
         leaves: bool = False,
     ) -> Changes:
         """Return what removals change in final scores and in leaf values."""
-        moved = [self._run(*part, tests, leaves=leaves) for part in self._in_lanes(removals)]
+        parts = self._in_lanes(removals)
+        moved = [self._run(*part, tests, train=train, leaves=leaves) for part in parts]
         raised = np.concatenate([part[0] for part in moved], axis=1)[None] if moved else None
         changed = np.concatenate([part[3] for part in moved], axis=1) if leaves else None
         everywhere = None
@@ -124,7 +125,13 @@ class CompiledRefits:
         ]
 
     def _run(
-        self, removals: Removals, count: int, tests: LeafRows | None, *, leaves: bool = False
+        self,
+        removals: Removals,
+        count: int,
+        tests: LeafRows | None,
+        *,
+        train: bool = False,
+        leaves: bool = False,
     ) -> tuple[Values, Values, Values, Values]:
         """Return the changes of tests, of training instances, of the removed, and of leaves."""
         view, base, lanes, n = self.view, self._base, self.lanes, len(self.view.train)
@@ -136,7 +143,7 @@ class CompiledRefits:
         moved, raised = np.zeros((n, lanes)), np.zeros((m, lanes))
         own = np.zeros(len(removals.members))
         pending = np.zeros((int(np.diff(view.offsets).max()), lanes))
-        last = np.zeros(n, np.int64)
+        reach, last = np.zeros(lanes), np.zeros(n, np.int64)
         changed = np.zeros((view.n_leaves if leaves else 0, lanes))
         curved = 0 if view.loss.name == "squared" else 1 + (view.estimation == "newton")
         scores = view.train.start.copy()
@@ -157,9 +164,12 @@ class CompiledRefits:
                 *(base.values[span], view.l2[span], self.fixed[span]),
                 *(float(view.l1), view.learning_rates[start:stop], curved),
                 *(removals.members, pointers, of_tests[start:stop]),
-                *(moved, own, pending, last, changed[span] if leaves else changed, raised),
+                *(moved, reach, own, pending, last, changed[span] if leaves else changed, raised),
             )
-        moved += pending[last]
+        if train:
+            if curved and reach[0] >= 0:
+                moved = np.log1p(moved)
+            moved += pending[last]
         return raised[:, :count], moved[:, :count], own, changed[:, :count]
 
     def _weights(self, start: int, stop: int) -> Values:
