@@ -90,7 +90,13 @@ def test_the_default_is_the_published_formula(name):
     assert_allclose(BoostIn().fit(model, train).influence(test).values, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["lightgbm classes", "catboost steps", "catboost classes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lightgbm binary", "catboost gradient", "sklearn regression",
+        "lightgbm classes", "catboost steps", "catboost classes",
+    ],
+)  # fmt: skip
 def test_sums_shards_diagonals_and_blocks_agree(name, monkeypatch):
     model, train, test, _ = trained(name)
     method = BoostIn(leaf_step="theta", weighting="size").fit(model, train)

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from sklearn.ensemble import ExtraTreesRegressor, RandomForestClassifier
 
 from proponent.exceptions import InvalidInputError
-from proponent.trees import adjoint
+from proponent.trees import adjoint, matching
 from proponent.trees.leaf_influence import LeafInfluence
 from proponent.trees.steps import refit_steps
 
@@ -60,7 +60,7 @@ def test_equals_finite_differences_of_the_refit(name, weighted, monkeypatch):
     assert_allclose(values[:, list(chosen)], expected, rtol=0, atol=1e-6 * abs(expected).max())
     read = LeafInfluence().fit(model, train, sample_weight=weights).influence(test).values
     assert_allclose(read, values, rtol=0, atol=1e-4 * abs(values).max())
-    monkeypatch.setattr(adjoint, "compiled", lambda: None)
+    monkeypatch.setattr(matching, "compiled", lambda: None)
     plain = LeafInfluence().fit(exact, train).influence(test).values
     assert_allclose(plain, values, rtol=0, atol=1e-12 * abs(values).max())
 

@@ -22,12 +22,13 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from proponent.trees import matching
+from proponent.trees.equations import equations, takes
 from proponent.trees.losses import Derivatives, Values
-from proponent.trees.matching import compiled
 from proponent.trees.view import LeafRows, LeafView
 
-COLUMNS = 16  # tests that are pulled back at once: what they take of n = 5,000 fits the cache
-NUMBERS = 2**24  # own and pull factors held at once: 128 MB each
+COLUMNS = 128  # tests that are pulled back at once
+NUMBERS = 2**24  # own and pull factors held at once, and moves of leaves: 128 MB each
 
 
 def pulled_back(
@@ -53,7 +54,7 @@ def pulled_back(
     m = len(tests)
     column = np.zeros(m, dtype=np.intp) if joint else np.arange(m)
     simple = view.outputs == 1 and view.steps == view.parallel == 1 and view.kind == "boosting"
-    if simple and compiled() is not None:
+    if simple and matching.compiled() is not None:
         return _compiled(view, rows, tests, final[0], column)
     n, columns = len(view.train), 1 if joint else m
     size = max(1, NUMBERS // (n * view.outputs))
@@ -72,7 +73,7 @@ def pulled_back(
 def _compiled(
     view: LeafView, rows: range, tests: LeafRows, final: Values, column: NDArray[np.intp]
 ) -> Values:
-    kernels = compiled()
+    kernels = matching.compiled()
     if kernels is None:
         raise ImportError("numba is not installed")
     train, n, trees = view.train, len(view.train), view.n_trees
@@ -84,19 +85,14 @@ def _compiled(
     members = [np.flatnonzero((column >= cut.start) & (column < cut.stop)) for cut in cuts]
     adjoints = [np.zeros((n, cut.stop - cut.start)) for cut in cuts]
     scores = [np.zeros((len(rows), cut.stop - cut.start)) for cut in cuts]
-    held = max(1, NUMBERS // n)
-    factors = _factors(view)
-    for stop in range(trees, 0, -held):
-        start = max(0, stop - held)
-        own, pull = np.empty((2, stop - start, n))
-        for tree in range(stop - 1, start - 1, -1):
-            own[tree - start], pull[tree - start] = next(factors)
-        offsets = view.offsets[start : stop + 1] - view.offsets[start]
-        part = scale[view.offsets[start] : view.offsets[stop]]
+    held = max(1, min(NUMBERS // n, NUMBERS * trees // (view.n_leaves * min(COLUMNS, total))))
+    for block, own, pull in _factors(view, held):
+        offsets = view.offsets[block.start : block.stop + 1]
+        part = scale[offsets[0] : offsets[-1]]
         for cut, which, adjoint, score in zip(cuts, members, adjoints, scores, strict=True):
             kernels.pull_back(
-                *(leaves[start:stop], own, pull, part, offsets),
-                *(test[start:stop, which], final[which], column[which] - cut.start),
+                *(leaves[block], own, pull, part, offsets - offsets[0]),
+                *(test[block, which], final[which], column[which] - cut.start),
                 *(adjoint, rows.start, score),
             )
     del adjoints
@@ -106,16 +102,34 @@ def _compiled(
     return found
 
 
-def _factors(view: LeafView) -> Iterator[tuple[Values, Values]]:
-    """Walk back through the trees of one output with ``w (g + theta h)`` and ``w (..) l''``."""
-    for trees, found in view.train_path(reverse=True):
-        (tree,) = trees
-        theta = view.tree_values(view.train, tree, view.theta[0])
-        own, pull = _own(view, found, theta), _bend(view, found, theta, np.ones_like(theta))
-        weights = view.tree_weights(tree)
-        if weights is not None:
-            own, pull = own * weights, pull * weights
-        yield own[0], pull[0]
+def _factors(view: LeafView, held: int) -> Iterator[tuple[slice, Values, Values]]:
+    """Walk back through the trees of one output, some at a time.
+
+    Yields
+    ------
+    slice
+        The trees.
+    ndarray of shape (trees, n)
+        ``w (g + theta h)``.
+    ndarray of shape (trees, n)
+        ``w (1 + theta s) l''``.
+    """
+    path = view.train_path(reverse=True)
+    ones = np.ones(view.n_leaves)
+    for stop in range(view.n_trees, 0, -held):
+        trees = range(max(0, stop - held), stop)
+        if takes(view):
+            own, pull = equations(view, trees, np.ones(len(trees)), ones, pull=True)
+        else:
+            own, pull = np.empty((2, len(trees), len(view.train)))
+            for tree, (_, found) in zip(reversed(trees), path, strict=False):
+                theta = view.tree_values(view.train, tree, view.theta[0])
+                own[tree - trees.start] = _own(view, found, theta)
+                pull[tree - trees.start] = _bend(view, found, theta, np.ones_like(theta))
+            weights = view.weight_rows(trees)
+            own *= weights
+            pull *= weights
+        yield slice(trees.start, trees.stop), own, pull
 
 
 def _own(view: LeafView, found: Derivatives, theta: Values) -> Values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from proponent.trees.method import TreeMethod, TreeSettings, leaf_sizes
 from proponent.trees.own_leaf import OwnMoves
 from proponent.trees.view import LeafRows, LeafView
 
-NUMBERS = 2**23  # moves of leaves that are held at once: 64 MB
+NUMBERS = 2**17  # moves of leaves that are held at once: what fits a cache is fastest
 
 LeafStep = Literal["value", "theta"]
 Weighting = Literal["none", "size", "squared_size"]
@@ -147,10 +148,13 @@ class BoostIn(TreeMethod):
     def _self_scores(self, rows: range) -> NDArray[np.floating[Any]]:
         scores = np.zeros(len(rows))
         own = self._moves(rows)
-        for trees, moves, gradients in own.walk():
+        for trees, moves, gradients in own.walk(self._at_once(len(rows))):
             self._scale(trees, moves, own.train)
-            scores += np.einsum("tki,ki->i", moves, gradients)
+            scores += np.einsum("tki,tki->i", moves, gradients)
         return scores
+
+    def _at_once(self, numbers: int) -> int:
+        return max(1, NUMBERS // max(1, numbers * self.view_.outputs))
 
     def _moves(self, rows: range) -> OwnMoves:
         return OwnMoves(self.view_, rows, self.leaf_step, self._edit)
@@ -159,15 +163,19 @@ class BoostIn(TreeMethod):
         """Walk through blocks of trees, few enough to hold the moves in all of them."""
         view, own = self.view_, self._moves(rows)
         train = own.train
-        held = max(1, NUMBERS // max(1, (len(train) + len(tests)) * view.outputs))
+        held = self._at_once(len(train) + len(tests))
+        path = view.path(tests)
         moves, gradients, first = [], [], 0
-        for (trees, moved, _), stage in zip(own.walk(), view.path(tests), strict=True):
+        for trees, moved, _ in own.walk(held):
             self._scale(trees, moved, train)
             moves.append(moved)
-            gradients += [view.loss.gradient(stage.scores, tests.targets)] * len(trees)
+            for stage in islice(path, len(trees) // view.parallel):
+                gradient = view.loss.gradient(stage.scores, tests.targets)
+                gradients += [gradient] * view.parallel
             if len(gradients) >= held or trees.stop == view.n_trees:
                 block = range(first, trees.stop)
-                yield self._block(block, train, np.concatenate(moves), tests, np.stack(gradients))
+                whole = moves[0] if len(moves) == 1 else np.concatenate(moves)
+                yield self._block(block, train, whole, tests, np.stack(gradients))
                 moves, gradients, first = [], [], trees.stop
 
     def _block(

@@ -7,6 +7,8 @@ from typing import Any
 import numba
 import numpy as np
 
+GROUPED = 2**17  # instances over the trees that are grouped by leaf at once: 1.5 MB
+
 
 @numba.njit(cache=True, nogil=True)
 def add_matching(
@@ -24,33 +26,101 @@ def add_matching(
     scores : array of shape (m, n)
     """
     trees, n = train.shape
-    m = test.shape[1]
-    order = np.empty(n, np.int64)
-    sorted_left = np.empty(n)
-    start = np.empty(counts.max() + 1, np.int64)
-    place = np.empty(counts.max(), np.int64)
-    for t in range(trees):
-        leaves = counts[t]
-        start[: leaves + 1] = 0
-        for i in range(n):
-            start[train[t, i] + 1] += 1
-        for leaf in range(leaves):
-            start[leaf + 1] += start[leaf]
-            place[leaf] = start[leaf]
-        for i in range(n):
-            leaf = train[t, i]
-            order[place[leaf]] = i
-            sorted_left[place[leaf]] = left[t, i]
-            place[leaf] += 1
-        for e in range(m):
-            leaf = test[t, e]
-            weight = right[t, e]
+    # Some trees at a time, so that a row of the scores is fetched once for all of them.
+    size = min(trees, max(1, GROUPED // n))
+    order = np.empty((size, n), np.uint32)
+    grouped = np.empty((size, n))
+    start = np.empty((size, counts.max() + 1), np.int64)
+    for first in range(0, trees, size):
+        last = min(first + size, trees)
+        for t in range(first, last):
+            own = start[t - first]
+            _group(train[t], left[t], counts[t], order[t - first], grouped[t - first], own)
+        for e in range(test.shape[1]):
             row = scores[e]
-            for at in range(start[leaf], start[leaf + 1]):
-                row[order[at]] += weight * sorted_left[at]
+            for t in range(first, last):
+                leaf, weight = test[t, e], right[t, e]
+                members, values, own = order[t - first], grouped[t - first], start[t - first]
+                for at in range(own[leaf], own[leaf + 1]):
+                    row[members[at]] += weight * values[at]
 
 
 @numba.njit(cache=True, nogil=True)
+def add_pairs(
+    leaf: Any, first: Any, second: Any, first_sums: Any, second_sums: Any
+) -> None:  # pragma: no cover
+    """Add two values of each instance, ``(n,)`` each, to the sums of its leaf."""
+    for i in range(len(leaf)):
+        first_sums[leaf[i]] += first[i]
+        second_sums[leaf[i]] += second[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _group(
+    leaf: Any, values: Any, leaves: int, order: Any, grouped: Any, start: Any
+) -> None:  # pragma: no cover
+    """Group instances and their values by leaf; leaf l's are at ``start[l] .. start[l + 1]``."""
+    start[: leaves + 1] = 0
+    for i in range(len(leaf)):
+        start[leaf[i] + 1] += 1
+    for at in range(leaves):
+        start[at + 1] += start[at]
+    place = start.copy()
+    for i in range(len(leaf)):
+        at = place[leaf[i]]
+        place[leaf[i]] = at + 1
+        order[at] = i
+        grouped[at] = values[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def equations(
+    leaves: Any,
+    offsets: Any,
+    linked: Any,
+    targets: Any,
+    weights: Any,
+    curved: int,
+    theta: Any,
+    factors: Any,
+    scale: Any,
+    own: Any,
+    pull: Any,
+) -> None:  # pragma: no cover
+    """Set what instances add to the equations of their leaves.
+
+    Parameters
+    ----------
+    leaves : array of shape (trees, n)
+    offsets : integer array of shape (trees + 1,)
+    linked : array of shape (trees, n)
+        Probabilities (logistic), or scores (squared).
+    targets : array of shape (n,)
+    weights : array of shape (trees or 1, n)
+    curved : int
+        0 for the squared loss, 1 for the logistic with gradient steps, 2 with Newton steps.
+    theta, scale : arrays of shape (leaves of these trees,)
+    factors : array of shape (trees,)
+    own : array of shape (trees, n)
+        Made ``scale w (g + factor theta h)``.
+    pull : array of shape (trees, n) or (0, n)
+        Made ``w (1 + theta s) l''``.
+    """
+    for t in range(leaves.shape[0]):
+        weight = weights[t if weights.shape[0] > 1 else 0]
+        for i in range(leaves.shape[1]):
+            at = offsets[t] + leaves[t, i]
+            p, step = linked[t, i], theta[at]
+            curve = p * (1.0 - p) if curved else 1.0
+            hessian = curve if curved == 2 else 1.0
+            equation = p - targets[i] + factors[t] * step * hessian
+            own[t, i] = weight[i] * equation * scale[at]
+            if pull.shape[0]:
+                slope = 1.0 - 2.0 * p if curved == 2 else 0.0
+                pull[t, i] = weight[i] * (1.0 + step * slope) * curve
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def pull_back(
     leaves: Any,
     own: Any,
@@ -89,33 +159,35 @@ def pull_back(
     """
     trees, n = leaves.shape
     columns = adjoint.shape[1]
-    last = first + scores.shape[0]
     most = 0
     for t in range(trees):
         most = max(most, offsets[t + 1] - offsets[t])
-    moves = np.empty((most, columns))
+    sums = np.zeros((most, columns))  # of the adjoint over the instances of each leaf
+    moves = np.empty((offsets[trees], columns))
+    for i in range(n):
+        total, back = sums[leaves[trees - 1, i]], adjoint[i]
+        for c in range(columns):
+            total[c] += back[c]
     for t in range(trees - 1, -1, -1):
-        count = offsets[t + 1] - offsets[t]
-        for leaf in range(count):
-            for c in range(columns):
-                moves[leaf, c] = 0.0
-        for i in range(n):
-            leaf = leaves[t, i]
-            for c in range(columns):
-                moves[leaf, c] += adjoint[i, c]
         for e in range(test.shape[1]):
-            moves[test[t, e], column[e]] += final[e]
-        for leaf in range(count):
-            factor = scale[offsets[t] + leaf]
+            sums[test[t, e], column[e]] += final[e]
+        for leaf in range(offsets[t + 1] - offsets[t]):
+            at = offsets[t] + leaf
             for c in range(columns):
-                moves[leaf, c] *= factor
+                moves[at, c] = scale[at] * sums[leaf, c]
+        sums[:] = 0.0
+        before = leaves[max(t - 1, 0)]
         for i in range(n):
-            leaf = leaves[t, i]
-            back = pull[t, i]
+            factor, move = pull[t, i], moves[offsets[t] + leaves[t, i]]
+            total, back = sums[before[i]], adjoint[i]
             for c in range(columns):
-                adjoint[i, c] += back * moves[leaf, c]
-        for i in range(first, last):
-            leaf = leaves[t, i]
-            factor = own[t, i]
+                value = back[c] + factor * move[c]
+                back[c] = value
+                total[c] += value
+    # Apart from the above, so that the scores of an instance stay at hand over all trees.
+    for i in range(scores.shape[0]):
+        score = scores[i]
+        for t in range(trees):
+            factor, move = own[t, first + i], moves[offsets[t] + leaves[t, first + i]]
             for c in range(columns):
-                scores[i - first, c] -= factor * moves[leaf, c]
+                score[c] -= factor * move[c]

@@ -158,7 +158,7 @@ class CompiledRefits:
             span = slice(int(view.offsets[start]), int(view.offsets[stop]))
             self.kernels.refit(
                 *(view.train.leaves[start:stop, 0], linked, view.train.targets),
-                self._weights(start, stop),
+                view.weight_rows(range(start, stop)),
                 *(base.gradient[span], base.hessian[span]),
                 view.offsets[start : stop + 1] - view.offsets[start],
                 *(base.values[span], view.l2[span], self.fixed[span]),
@@ -171,9 +171,3 @@ class CompiledRefits:
                 moved = np.log1p(moved)
             moved += pending[last]
         return raised[:, :count], moved[:, :count], own, changed[:, :count]
-
-    def _weights(self, start: int, stop: int) -> Values:
-        view = self.view
-        if view.counts is None:
-            return view.weights[None]
-        return np.stack([self.view.weights * view.counts[tree] for tree in range(start, stop)])

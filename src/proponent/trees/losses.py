@@ -243,8 +243,11 @@ class Softmax(Loss):
 
 def sigmoid(scores: Values) -> Values:
     """Return ``1 / (1 + e^-F)``."""
+    p = np.negative(scores)
     with np.errstate(over="ignore"):  # 1 / inf is the right limit
-        return np.asarray(1.0 / (1.0 + np.exp(-scores)))
+        np.exp(p, out=p)
+    p += 1.0
+    return np.reciprocal(p, out=p)
 
 
 def softmax(scores: Values) -> Values:

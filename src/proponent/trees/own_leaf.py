@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from proponent.trees.equations import equations, takes
 from proponent.trees.losses import Derivatives, Values
 from proponent.trees.view import LeafRows, LeafView
 
@@ -52,18 +53,43 @@ class OwnMoves:
             return self.view.train
         return self.view.train.select(slice(self.rows.start, self.rows.stop))
 
-    def walk(self) -> Iterator[tuple[range, Values, Values]]:
-        r"""Walk through the rounds.
+    def walk(self, at_once: int = 1) -> Iterator[tuple[range, Values, Values]]:
+        r"""Walk through the trees.
+
+        Parameters
+        ----------
+        at_once : int
+            Trees that may be gone through together.
 
         Yields
         ------
         range
-            The trees of a round.
+            Some trees: those of whole rounds.
         ndarray of shape (trees, K, len(rows))
             :math:`m_i` in each of them.
-        ndarray of shape (K, len(rows))
-            The gradients before the round.
+        ndarray of shape (trees, K, len(rows))
+            The gradients before each.
         """
+        view = self.view
+        if takes(view) and self.edit is None and self.train is view.train:
+            for first in range(0, view.n_trees, at_once):
+                yield self._together(range(first, min(first + at_once, view.n_trees)))
+            return
+        for trees, moves, gradient in self._by_round():
+            yield trees, moves, np.broadcast_to(gradient, moves.shape)
+
+    def _together(self, trees: range) -> tuple[range, Values, Values]:
+        view = self.view
+        which = slice(trees.start, trees.stop)
+        if view.kept is None:
+            raise RuntimeError("the walk through the training set was not kept")
+        rates = view.learning_rates[which] if self.step == "value" else np.ones(len(trees))
+        moves, _ = equations(view, trees, rates, view.inverse[0])
+        gradients = view.loss.gradient_of(view.kept[which, 0], view.train.targets)
+        return trees, moves[:, None], gradients[:, None]
+
+    def _by_round(self) -> Iterator[tuple[range, Values, Values]]:
+        """Walk through the rounds; the gradients are ``(K, len(rows))``."""
         view, rows, some = self.view, self.rows, self.train
         if view.steps > 1:
             # What a step moves the next one by takes all instances of a leaf.

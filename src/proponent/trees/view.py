@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError
+from proponent.trees import matching
 from proponent.trees.losses import Derivatives, Loss, Values
 from proponent.trees.rows import LeafRows, Leaves, Round, Source, start_of
 
@@ -220,6 +221,12 @@ class LeafView:
             return np.asarray(self.weights * self.counts[tree])
         return self.weights if self.weighted else None
 
+    def weight_rows(self, trees: range) -> Values:
+        """Return the same for some trees, ``(trees, n)``; one row where it is all of them's."""
+        if self.counts is None:
+            return self.weights[None]
+        return np.asarray(self.weights * self.counts[trees.start : trees.stop])
+
     @cached_property
     def weighted(self) -> bool:
         """Whether sample weights are not all 1."""
@@ -263,12 +270,17 @@ class LeafView:
         whole = self.tree_span(tree)
         if out is None:
             out = tuple(np.empty(whole.stop - whole.start) for _ in values)
-        leaf = rows.leaf(tree, 0)
+        kernels = matching.compiled() if len(values) == 2 else None
         for output in range(self.outputs):
-            if output and not self.shared:
-                leaf = rows.leaf(tree, output)
             span = self.span(tree, output)
             part = slice(span.start - whole.start, span.stop - whole.start)
+            if kernels is not None:
+                for sums in out:
+                    sums[part] = 0.0
+                each = [*(each[output] for each in values), *(sums[part] for sums in out)]
+                kernels.add_pairs(rows.leaves[tree, output], *each)
+                continue
+            leaf = rows.leaf(tree, output)
             for sums, summed in zip(out, values, strict=True):
                 sums[part] = np.bincount(leaf, summed[output], part.stop - part.start)
         return out

@@ -151,8 +151,14 @@ def read(
 
 
 def _parse(text: str) -> _Text:
+    entries: dict[str, list[str]] = {}
+    for line in text.split("\n"):
+        name, equals, value = line.partition("=")
+        if equals:
+            entries.setdefault(name, []).append(value)
+
     def lines(name: str) -> list[str]:
-        return _lines(text, name)
+        return entries.get(name, [])
 
     def numbers(name: str) -> Values:
         return np.fromstring(" ".join(lines(name)), sep=" ")
