@@ -14,6 +14,7 @@ import proponent as pp
 from proponent.exceptions import InvalidInputError
 from proponent.trees import matching
 from proponent.trees.boost_in import BoostIn
+from proponent.trees.read import read
 from proponent.trees.steps import refit_steps
 
 
@@ -201,3 +202,16 @@ def test_refusals_name_what_is_wrong():
 def test_it_is_not_fitted_to_a_network():
     with pytest.raises(InvalidInputError, match="needs a fitted gradient-boosted"):
         BoostIn().fit(pp.methods, table(2)[0])
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_ensembles_are_read_alike_without_numba(name, monkeypatch):
+    model, train, _, weights = trained(name, weighted=True)
+    view = view_of(name, weighted=True)
+    monkeypatch.setattr(matching, "compiled", lambda: None)
+    plain = read(model, train, sample_weight=weights)
+    for field in ("theta", "inverse", "values", "learning_rates", "l2"):
+        assert_allclose(getattr(plain, field), getattr(view, field), rtol=1e-12, atol=1e-15)
+    assert (plain.kept is None) == (view.kept is None)
+    if plain.kept is not None:
+        assert_allclose(plain.kept, view.kept, rtol=1e-13)

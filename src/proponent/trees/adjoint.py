@@ -53,8 +53,7 @@ def pulled_back(
     """
     m = len(tests)
     column = np.zeros(m, dtype=np.intp) if joint else np.arange(m)
-    simple = view.outputs == 1 and view.steps == view.parallel == 1 and view.kind == "boosting"
-    if simple and matching.compiled() is not None:
+    if view.simple and matching.compiled() is not None:
         return _compiled(view, rows, tests, final[0], column)
     n, columns = len(view.train), 1 if joint else m
     size = max(1, NUMBERS // (n * view.outputs))

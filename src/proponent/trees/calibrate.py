@@ -8,9 +8,11 @@ where its file does not hold them (a reloaded XGBoost model reports the defaults
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
+from proponent.trees import matching
 from proponent.trees.losses import Values
 from proponent.trees.view import LeafView
 
@@ -42,12 +44,21 @@ def leaf_sums(view: LeafView) -> tuple[LeafSums, Values | None]:
     kept : ndarray of shape (rounds, K, n) or None
         As :class:`LeafView` describes it.
     """
-    gradient, hessian = np.empty(view.n_leaves), np.empty(view.n_leaves)
-    rows = view.train
-    rounds = view.n_trees // view.parallel
+    sums = LeafSums(np.zeros(view.n_leaves), np.zeros(view.n_leaves))
+    shape = (view.n_trees // view.parallel, *view.train.start.shape)
     kept = None
-    if view.kind == "boosting" and rounds * rows.start.size <= KEPT:
-        kept = np.empty((rounds, *rows.start.shape))
+    if view.kind == "boosting" and np.prod(shape) <= KEPT:
+        kept = np.empty(shape)
+    kernels = matching.compiled()
+    if view.simple and kernels is not None:
+        _add_compiled(view, sums, kept, kernels)
+    else:
+        _add(view, sums, kept)
+    return sums, kept
+
+
+def _add(view: LeafView, sums: LeafSums, kept: Values | None) -> None:
+    rows = view.train
     ones = np.ones_like(rows.start) if view.estimation == "gradient" else None
     for at, stage in enumerate(view.path(rows)):
         linked = view.loss.link(stage.scores)
@@ -59,8 +70,20 @@ def leaf_sums(view: LeafView) -> tuple[LeafSums, Values | None]:
             weights = view.tree_weights(tree)
             wg, wh = (g, h) if weights is None else (weights * g, weights * h)
             span = view.tree_span(tree)
-            view.leaf_sums(rows, tree, wg, wh, out=(gradient[span], hessian[span]))
-    return LeafSums(gradient, hessian), kept
+            view.leaf_sums(rows, tree, wg, wh, out=(sums.gradient[span], sums.hessian[span]))
+
+
+def _add_compiled(view: LeafView, sums: LeafSums, kept: Values | None, kernels: ModuleType) -> None:
+    rows, scores, ones = view.train, view.train.start.copy(), np.ones(len(view.train))
+    for tree in range(view.n_trees):
+        linked = view.loss.link(scores)
+        if kept is not None:
+            kept[tree] = linked
+        weights, span = view.tree_weights(tree), view.tree_span(tree)
+        kernels.step(
+            *(rows.leaves[tree, 0], linked[0], rows.targets, ones if weights is None else weights),
+            *(view.curved, view.values[span], sums.gradient[span], sums.hessian[span], scores[0]),
+        )
 
 
 def predicted(

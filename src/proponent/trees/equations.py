@@ -15,8 +15,7 @@ def takes(view: LeafView) -> bool:
     It has one output, one tree a round and one step a leaf, its walk through the training set was
     kept, and numba is installed.
     """
-    simple = view.outputs == view.steps == view.parallel == 1 and view.kind == "boosting"
-    return simple and view.kept is not None and matching.compiled() is not None
+    return view.simple and view.kept is not None and matching.compiled() is not None
 
 
 def equations(
@@ -51,10 +50,9 @@ def equations(
     own, pulled = np.empty((len(trees), n)), np.empty((len(trees) if pull else 0, n))
     offsets = view.offsets[trees.start : trees.stop + 1]
     leaves = slice(offsets[0], offsets[-1])
-    curved = 0 if view.loss.name == "squared" else 1 + (view.estimation == "newton")
     kernels.equations(
         *(view.train.leaves[which, 0], offsets - offsets[0], view.kept[which, 0]),
-        *(view.train.targets, view.weight_rows(trees), curved, view.theta[0, leaves], factors),
+        *(view.train.targets, view.weight_rows(trees), view.curved, view.theta[0, leaves], factors),
         *(scale[leaves], own, pulled),
     )
     return own, pulled

@@ -56,6 +56,34 @@ def add_pairs(
 
 
 @numba.njit(cache=True, nogil=True)
+def step(
+    leaf: Any,
+    linked: Any,
+    targets: Any,
+    weights: Any,
+    curved: int,
+    values: Any,
+    gradient: Any,
+    hessian: Any,
+    scores: Any,
+) -> None:  # pragma: no cover
+    """Add the derivatives of instances to the sums of their leaves, and the tree to their scores.
+
+    Parameters
+    ----------
+    leaf, linked, targets, weights, scores : arrays of shape (n,)
+    curved : int
+        As :func:`equations` has it, and ``linked``.
+    values, gradient, hessian : arrays of shape (leaves of the tree,)
+    """
+    for i in range(len(leaf)):
+        at, p, w = leaf[i], linked[i], weights[i]
+        gradient[at] += w * (p - targets[i])
+        hessian[at] += w * (p * (1.0 - p)) if curved == 2 else w
+        scores[i] += values[at]
+
+
+@numba.njit(cache=True, nogil=True)
 def _group(
     leaf: Any, values: Any, leaves: int, order: Any, grouped: Any, start: Any
 ) -> None:  # pragma: no cover
@@ -184,10 +212,20 @@ def pull_back(
                 value = back[c] + factor * move[c]
                 back[c] = value
                 total[c] += value
-    # Apart from the above, so that the scores of an instance stay at hand over all trees.
-    for i in range(scores.shape[0]):
-        score = scores[i]
-        for t in range(trees):
-            factor, move = own[t, first + i], moves[offsets[t] + leaves[t, first + i]]
-            for c in range(columns):
-                score[c] -= factor * move[c]
+    # Apart from the above, and four trees at once, so that scores are fetched seldom.
+    for block in range(0, trees, 16):
+        stop = min(block + 16, trees)
+        fours = stop - (stop - block) % 4
+        for i in range(scores.shape[0]):
+            score, j = scores[i], first + i
+            for t in range(block, fours, 4):
+                a, move_a = own[t, j], moves[offsets[t] + leaves[t, j]]
+                b, move_b = own[t + 1, j], moves[offsets[t + 1] + leaves[t + 1, j]]
+                d, move_d = own[t + 2, j], moves[offsets[t + 2] + leaves[t + 2, j]]
+                e, move_e = own[t + 3, j], moves[offsets[t + 3] + leaves[t + 3, j]]
+                for c in range(columns):
+                    score[c] -= a * move_a[c] + b * move_b[c] + d * move_d[c] + e * move_e[c]
+            for t in range(fours, stop):
+                a, move_a = own[t, j], moves[offsets[t] + leaves[t, j]]
+                for c in range(columns):
+                    score[c] -= a * move_a[c]

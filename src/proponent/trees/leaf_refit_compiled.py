@@ -45,8 +45,7 @@ class CompiledRefits:
     @staticmethod
     def takes(view: LeafView) -> bool:
         """Whether an ensemble is of this kind."""
-        simple = view.outputs == view.steps == view.parallel == 1 and view.kind == "boosting"
-        return simple and view.loss.name in ("squared", "logistic")
+        return view.simple and view.loss.name in ("squared", "logistic")
 
     @property
     def lanes(self) -> int:
@@ -145,7 +144,7 @@ class CompiledRefits:
         pending = np.zeros((int(np.diff(view.offsets).max()), lanes))
         reach, last = np.zeros(lanes), np.zeros(n, np.int64)
         changed = np.zeros((view.n_leaves if leaves else 0, lanes))
-        curved = 0 if view.loss.name == "squared" else 1 + (view.estimation == "newton")
+        curved = view.curved
         scores = view.train.start.copy()
         for start in range(0, view.n_trees, self._trees):
             stop = min(start + self._trees, view.n_trees)

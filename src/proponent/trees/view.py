@@ -178,6 +178,19 @@ class LeafView:
         """Whether the outputs of a tree share its structure."""
         return self.outputs == 1 or self.train.leaves.strides[1] == 0
 
+    @property
+    def simple(self) -> bool:
+        """Whether it is boosted trees with one output, one tree a round and one step a leaf."""
+        return self.outputs == self.steps == self.parallel == 1 and self.kind == "boosting"
+
+    @property
+    def curved(self) -> int:
+        """What compiled loops know derivatives by.
+
+        0 for the squared loss, 1 for the logistic with gradient steps, 2 with Newton steps.
+        """
+        return 0 if self.loss.name == "squared" else 1 + (self.estimation == "newton")
+
     def span(self, tree: int, output: int) -> slice:
         """Return where the leaves of one tree and output stand in the flat arrays."""
         at = tree * self.outputs + output
