@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -10,22 +9,12 @@ import numpy as np
 Table = tuple[np.ndarray, np.ndarray]
 Row = list[str]
 
-MODULES = {
-    "BoostIn": "boost_in",
-    "LeafInfluence": "leaf_influence",
-    "LeafRefit": "leaf_refit",
-    "TREX": "trex",
-    "TreeSim": "tree_sim",
-}
-
 
 def method(name: str, **settings: Any) -> Any:
-    """Return a method for trees, not fitted; None where it is not there."""
-    try:
-        module = importlib.import_module(f"proponent.trees.{MODULES[name]}")
-    except ImportError:
-        return None
-    return getattr(module, name)(**settings)
+    """Return a method for trees, not fitted."""
+    import proponent as pp
+
+    return getattr(pp, name)(**settings)
 
 
 def table(n: int, m: int, *, seed: int = 0, classes: bool = True, d: int = 10) -> tuple[Any, Any]:

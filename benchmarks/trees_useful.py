@@ -69,9 +69,7 @@ def _scores(classes: bool, train: Any, test: Any, seed: int) -> dict[str, np.nda
     model = lightgbm(classes).fit(*train)
     found = {}
     for title, (name, settings) in METHODS.items():
-        made = method(name, **settings)
-        if made is not None:
-            found[title] = made.fit(model, train).influence(test).values
+        found[title] = method(name, **settings).fit(model, train).influence(test).values
     retrained = pp.LeaveOneOut(progress=False).fit(lightgbm(classes), train)
     found["leave-one-out, trained again"] = retrained.influence(test).values
     found["random"] = np.random.default_rng(seed).random((M, N))
