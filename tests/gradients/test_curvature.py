@@ -14,6 +14,7 @@ from proponent.gradients.capture import GradientCapture
 from proponent.gradients.curvature import Hessian
 from proponent.gradients.fisher import EmpiricalFisher, TrueFisher
 from proponent.gradients.gauss_newton import GaussNewton
+from proponent.gradients.neglected import Neglected
 from proponent.gradients.space import ParameterSpace
 from proponent.models.torch import TorchModel
 
@@ -490,3 +491,37 @@ def test_encoder_layers_of_torch_are_differentiated_twice():
         bent = dense_gauss_newton(model, instances)
     assert relative_error(materialise(Hessian(model, instances, batch_size=3)), expected) < 1e-12
     assert relative_error(materialise(GaussNewton(model, instances, batch_size=3)), bent) < 1e-12
+
+
+class Once(torch.autograd.Function):
+    """The hyperbolic tangent, which can be differentiated once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y * y)
+
+
+def test_a_function_that_can_be_differentiated_once_is_no_constant():
+    """Autograd stops there without a word, and the rest would pass for a curvature."""
+    net = mlp().double()
+    once = Written(lambda self, x: self.last(Once.apply(self.first(x))), first=net[0], last=net[2])
+    torch.manual_seed(0)
+    data = Instances.of((torch.randn(N, 4, dtype=torch.float64), torch.arange(N) % 3))
+    model = TorchModel(once, loss="cross_entropy")
+    vectors = torch.ones(1, ParameterSpace.of(model).size, dtype=torch.float64)
+    for kind, remedy in (
+        (Hessian, "empirical_fisher"), (GaussNewton, "empirical_fisher"), (Neglected, "damping="),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInputError, match=f"once_differentiable.*{remedy}"):
+            kind(model, data).matvec(vectors)
+    # As it says, gradients alone are right.
+    found = EmpiricalFisher(model, data).matvec(vectors)
+    expected = EmpiricalFisher(TorchModel(net, loss="cross_entropy"), data).matvec(vectors)
+    assert relative_error(found, expected) < 1e-12

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from proponent.data import Instances
 from proponent.exceptions import InvalidInputError, NonFiniteError
 from proponent.gradients.kept import graph_bytes, module_state
 from proponent.gradients.space import ParameterSpace
+from proponent.gradients.twice import check_twice, grad, twice_differentiable, zeros_for_none
 from proponent.models.torch import TorchModel, check_finite
 
 Positions = NDArray[np.integer[Any]]
@@ -123,6 +122,11 @@ class InstanceCurvature(Curvature):
         is too coarse for curvature.
     """
 
+    remedy: ClassVar[str] = (
+        "Use curvature='empirical_fisher' with a damping, which needs gradients alone, or leave "
+        "the layer's parameters out (parameters=)."
+    )
+
     def __init__(
         self,
         model: TorchModel,
@@ -154,6 +158,7 @@ class InstanceCurvature(Curvature):
         self.n = len(instances)
         self.memory = memory
         self._vectorised = True
+        self._checked = False
         self._kept: list[tuple[Positions, Product]] | None = None
         self._state: object = None
         self._instance_bytes: float | None = None
@@ -218,6 +223,12 @@ class InstanceCurvature(Curvature):
         ]
         return self.space.flatten(dict(zip(parameters, product(parts), strict=True)))
 
+    def _twice(self, *gradients: Tensor) -> None:
+        """Refuse gradients that cannot be differentiated again; the first batch tells for all."""
+        if not self._checked:
+            check_twice(gradients, self.remedy, needed=f"for the {self.name}")
+        self._checked = True
+
     def _pull_back(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
     ) -> list[Tensor]:
@@ -233,24 +244,23 @@ class InstanceCurvature(Curvature):
         ends, starts = [end for end, _ in live], [start for _, start in live]
         if self._vectorised and k > 1:
             try:
-                return _zeros_for_none(_gradients(ends, inputs, starts, True), inputs, k)
+                return zeros_for_none(grad(ends, inputs, starts, batched=True), inputs, k)
             except RuntimeError:
                 pass
         try:
             found = [
-                _gradients(ends, inputs, [start[j] for start in starts], False) for j in range(k)
+                grad(ends, inputs, [start[j] for start in starts], batched=False) for j in range(k)
             ]
         except RuntimeError as error:
             if "derivative for" not in str(error) and "double backward" not in str(error):
                 raise
             raise InvalidInputError(
                 f"the module cannot be differentiated twice, which the {self.name} needs: {error} "
-                "Use a Fisher matrix, which needs only gradients, or leave the layer's parameters "
-                "out (parameters=)."
+                f"{self.remedy}"
             ) from error
         # Only now is it known that the failure was one of vectorising.
         self._vectorised = self._vectorised and k == 1
-        columns = [_zeros_for_none(row, inputs, None) for row in found]
+        columns = [zeros_for_none(row, inputs, None) for row in found]
         return [torch.stack(parts) for parts in zip(*columns, strict=True)]
 
     def _refuse_non_finite(self, where: Positions, vectors: Tensor) -> None:
@@ -286,29 +296,5 @@ class Hessian(InstanceCurvature):
         gradients = torch.autograd.grad(
             risk.sum(), parameters, create_graph=True, allow_unused=True, materialize_grads=True
         )
+        self._twice(*gradients)
         return lambda vectors: self._pull_back(gradients, parameters, vectors)
-
-
-def twice_differentiable() -> AbstractContextManager[None]:
-    """Choose attention that can be differentiated twice; the fused kernels cannot."""
-    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return context
-
-
-def _gradients(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], batched: bool
-) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(
-        outputs, inputs, vectors, retain_graph=True, allow_unused=True, is_grads_batched=batched
-    )
-
-
-def _zeros_for_none(
-    found: Sequence[Tensor | None], inputs: Sequence[Tensor], k: int | None
-) -> list[Tensor]:
-    """Write out the zeros of inputs that the outputs do not depend on."""
-    first = () if k is None else (k,)
-    return [
-        value.new_zeros(*first, *value.shape) if part is None else part.detach()
-        for part, value in zip(found, inputs, strict=True)
-    ]

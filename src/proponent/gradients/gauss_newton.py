@@ -65,6 +65,7 @@ class GaussNewton(InstanceCurvature):
         pulled = torch.autograd.grad(
             outputs, parameters, at, create_graph=True, allow_unused=True, materialize_grads=True
         )
+        self._twice(slope, *pulled)
 
         def product(vectors: Sequence[Tensor]) -> list[Tensor]:
             moved = self._pull_back(pulled, [at], vectors)

@@ -25,7 +25,11 @@ class Neglected(InstanceCurvature):
     outputs z, weighted by the slopes of the loss. Zero for outputs linear in the parameters.
     """
 
-    name = "neglected curvature"
+    name = "curvature that the default damping makes up for"
+    remedy = (
+        "Give damping= a number; curvature='empirical_fisher' and solver='ekfac' then need "
+        "gradients alone."
+    )
 
     def __init__(self, model: TorchModel, instances: Instances, **settings: Any) -> None:
         super().__init__(model, instances, **settings)
@@ -45,6 +49,7 @@ class Neglected(InstanceCurvature):
             allow_unused=True,
             materialize_grads=True,
         )
+        self._twice(*gradients)
         return lambda vectors: self._pull_back(gradients, parameters, vectors)
 
 

@@ -15,8 +15,8 @@ from proponent.dynamic.unrolled.layered import Layered
 from proponent.dynamic.unrolled.linear_taps import LinearTaps
 from proponent.dynamic.unrolled.linearised import Linearised, differentiable
 from proponent.gradients.capture import GradientCapture
-from proponent.gradients.curvature import twice_differentiable
 from proponent.gradients.products import Products, VectorQuery
+from proponent.gradients.twice import twice_differentiable
 from proponent.models.torch import TorchModel
 
 EXACT = 1e-12

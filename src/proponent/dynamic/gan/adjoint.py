@@ -18,11 +18,11 @@ from proponent.dynamic.gan.adversaries import PLAYERS, Adversaries, Move
 from proponent.dynamic.gan.optimizers import state_of
 from proponent.dynamic.unrolled.adam import AdamStep
 from proponent.dynamic.unrolled.clipping import Clipping
-from proponent.dynamic.unrolled.linearised import check_twice, pull_back
+from proponent.dynamic.unrolled.linearised import pull_back
 from proponent.dynamic.unrolled.sgd import SGDStep
 from proponent.dynamic.unrolled.updates import Adjoints, Update, Vectors
 from proponent.dynamic.unrolled.watch import Watch
-from proponent.gradients.curvature import twice_differentiable
+from proponent.gradients.twice import check_twice, twice_differentiable
 
 REMEDY = "GANInfluence needs that of both players; use activations and losses that can be."
 

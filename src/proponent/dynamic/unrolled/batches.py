@@ -22,9 +22,9 @@ from proponent.dynamic.unrolled.linearised import (
 from proponent.dynamic.unrolled.updates import Pulled, Vectors, moved_by
 from proponent.exceptions import NonFiniteError
 from proponent.gradients.capture import GradientCapture
-from proponent.gradients.curvature import twice_differentiable
 from proponent.gradients.kept import graph_bytes
 from proponent.gradients.products import GradientQuery, Gradients, Products, VectorQuery
+from proponent.gradients.twice import twice_differentiable
 from proponent.models.history import Step
 from proponent.models.torch import TorchModel
 

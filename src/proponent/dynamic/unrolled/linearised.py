@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from proponent.dynamic.unrolled.updates import Vectors
 from proponent.exceptions import InvalidInputError
+from proponent.gradients.twice import check_twice, ends_the_graph, grad, zeros_for_none
 from proponent.models.torch import TorchModel, check_finite
 
 VECTORS_AT_ONCE = 64
@@ -177,41 +178,6 @@ class FullProducts:
             vectors[name].add_(part)
 
 
-def check_twice(gradients: Iterable[Tensor], remedy: str) -> None:
-    """Refuse gradients that cannot be differentiated again.
-
-    Raises
-    ------
-    InvalidInputError
-        If they cannot; the message ends with the ``remedy``.
-    """
-    if ends_the_graph(gradients):
-        raise InvalidInputError(
-            f"the module cannot be differentiated twice, which is needed here: one of its "
-            f"functions is once_differentiable. {remedy}"
-        )
-
-
-def ends_the_graph(gradients: Iterable[Tensor]) -> bool:
-    """Whether a part of gradients says that it cannot be differentiated again.
-
-    Autograd itself raises only where it comes by; what was marked ``once_differentiable`` ends
-    the graph, and would count as a constant.
-    """
-    ahead = [gradient.grad_fn for gradient in gradients]
-    seen = set(ahead)
-    while ahead:
-        node = ahead.pop()
-        if node is None:
-            continue
-        if node.name() == "torch::autograd::Error":
-            return True
-        following = {after for after, _ in node.next_functions} - seen
-        seen |= following
-        ahead += following
-    return False
-
-
 def pull_back(
     outputs: Sequence[Tensor],
     vectors: Sequence[Tensor],
@@ -245,12 +211,12 @@ def _pull_back(
     k = len(vectors[0])
     if k > 1:
         try:
-            return _dense(_grad(outputs, inputs, vectors, batched=True), inputs, k)
+            return zeros_for_none(grad(outputs, inputs, vectors, batched=True), inputs, k)
         except RuntimeError:
             pass  # an operation has no batching rule
     try:
         rows = [
-            _grad(outputs, inputs, [vector[j] for vector in vectors], batched=False)
+            grad(outputs, inputs, [vector[j] for vector in vectors], batched=False)
             for j in range(k)
         ]
     except RuntimeError as error:
@@ -259,22 +225,5 @@ def _pull_back(
         raise InvalidInputError(
             f"the module cannot be differentiated twice, which is needed here: {error} {remedy}"
         ) from error
-    columns = [_dense(row, inputs, None) for row in rows]
+    columns = [zeros_for_none(row, inputs, None) for row in rows]
     return [torch.stack(parts) for parts in zip(*columns, strict=True)]
-
-
-def _grad(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor], *, batched: bool
-) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(
-        outputs, inputs, vectors, retain_graph=True, allow_unused=True, is_grads_batched=batched
-    )
-
-
-def _dense(found: Sequence[Tensor | None], inputs: Sequence[Tensor], k: int | None) -> list[Tensor]:
-    """Write out the zeros of inputs that the outputs do not depend on."""
-    first = () if k is None else (k,)
-    return [
-        value.new_zeros(*first, *value.shape) if part is None else part.detach()
-        for part, value in zip(found, inputs, strict=True)
-    ]
